@@ -1,0 +1,32 @@
+"""Fewer keys and values for the self-attention of pretrained diffusion models, without training."""
+
+from ._errors import (
+    ConfigError,
+    GridError,
+    NothingPatchedError,
+    TokendownError,
+    UnsupportedModelError,
+)
+from .attention import attend
+from .config import PatchConfig
+from .grid import Grid
+from .patch import Patch, apply_patch, is_patched, remove_patch
+from .select import select_tokens
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ConfigError",
+    "Grid",
+    "GridError",
+    "NothingPatchedError",
+    "Patch",
+    "PatchConfig",
+    "TokendownError",
+    "UnsupportedModelError",
+    "apply_patch",
+    "attend",
+    "is_patched",
+    "remove_patch",
+    "select_tokens",
+]

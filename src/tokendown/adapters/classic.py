@@ -1,0 +1,196 @@
+"""Self-attention on diffusers' classic ``Attention`` class, where it sees image tokens only.
+
+The kept tokens are handed to the module as ``encoder_hidden_states``, so that any installed
+processor does the attention, and the key and value projections shrink as well. Strided selection
+commutes with projections, so this equals selecting keys and values after them.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .._errors import GridError
+from ..attention import fold_bias, key_norm
+from ..grid import Grid
+from ..select import Selection, select
+from .intercept import Intercept
+from .plan import Layer, Plan
+
+logger = logging.getLogger(__name__)
+
+# These guidance tricks compare or swap queries and values, so they need as many of one as of the
+# other; with fewer keys they would silently turn into plain guidance.
+_GUIDANCE_HOOKS = {"AttentionProcessorSkipHook", "SmoothedEnergyGuidanceHook"}
+
+
+class GridReader:
+    """A forward pre-hook that notes (height, width) where a feature map is flattened.
+
+    Args:
+        plan: of the denoiser.
+        layers: those that see the flattened map.
+        patch_size: pixels of the map a token, per side.
+    """
+
+    def __init__(self, plan: Plan, layers: list[Layer], patch_size: int = 1) -> None:
+        self.plan = plan
+        self.layers = layers
+        self.patch_size = patch_size
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        maps: Tensor = args[0] if args else next(iter(kwargs.values()))
+        height, width = maps.shape[-2] // self.patch_size, maps.shape[-1] // self.patch_size
+        for layer in self.layers:
+            # Written before it is read, at every pass: a compiled graph then has no guard on it.
+            layer.height, layer.width = height, width
+        if not torch.compiler.is_compiling():
+            self._say_if_unchanged(Grid(height, width))
+
+    def _say_if_unchanged(self, grid: Grid) -> None:
+        """Once a size: the finest patched grid is small enough, so the others are too."""
+        finest = min(layer.downsample for layer in self.plan.patched)
+        here = [la for la in self.layers if la.rule is not None and la.downsample == finest]
+        if not here or here[0].factor(grid) > 1 or grid in self.plan.said_unchanged:
+            return
+        self.plan.said_unchanged.add(grid)
+        logger.info(
+            "the patch changes nothing at this size: the finest patched grid is %s (%d tokens) and "
+            "%s", grid, grid.tokens,
+            "its factor is 1" if here[0].rule.fixed else f"the budget is {here[0].rule.budget}",
+        )  # fmt: skip
+
+
+class FewerKeys(Intercept):
+    """Stands in for ``Attention.forward``: self-attention to the kept tokens.
+
+    Args:
+        owner: a diffusers ``Attention``.
+        plan: of the denoiser.
+        layer: this one.
+    """
+
+    def __init__(self, owner: nn.Module, plan: Plan, layer: Layer) -> None:
+        super().__init__(owner)
+        self.plan = plan
+        self.layer = layer
+
+    def __call__(
+        self,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        """[B, N, C] -> [B, N, C]; ``attention_mask`` is over the N keys, its last dimension."""
+        if encoder_hidden_states is None and self.plan.active and why_dense(self.owner) is None:
+            selection = self._select(hidden_states)
+            if selection.factor > 1:
+                return self._attend(hidden_states, selection, attention_mask, **kwargs)
+        return self.original(  # type: ignore[no-any-return]
+            hidden_states,
+            encoder_hidden_states=encoder_hidden_states,
+            attention_mask=attention_mask,
+            **kwargs,
+        )
+
+    def _select(self, hidden_states: Tensor) -> Selection:
+        layer = self.layer
+        if layer.height * layer.width != hidden_states.shape[1]:
+            raise GridError(
+                f"{layer.name}: expected {layer.height * layer.width} tokens for a "
+                f"{layer.height}x{layer.width} grid, got {hidden_states.shape[1]}; the grid is read "
+                "when the whole denoiser runs, so call the denoiser, not this layer"
+            )
+        grid = Grid(layer.height, layer.width)
+        factor, config = layer.factor(grid), self.plan.config
+        scores = None
+        if factor > 1 and config.anchors:
+            with torch.no_grad():
+                scores = key_norm(self.owner.to_k(hidden_states))
+        return select(scores, grid, factor, anchors=config.anchors or 0, method=config.method)
+
+    def _attend(
+        self, hidden_states: Tensor, selection: Selection, mask: Tensor | None, **kwargs: Any
+    ) -> Tensor:
+        kept = selection.take(hidden_states)
+        bias = selection.bias(hidden_states)
+        if mask is None and _takes_chosen_backend(self.owner):
+            return _attend_on_chosen_backend(self.owner, hidden_states, kept, bias)
+        if mask is not None:
+            mask = selection.take_mask(mask)
+        if bias is not None:
+            bias = bias.expand(hidden_states.shape[0], 1, -1)
+            mask = bias if mask is None else mask + bias
+        if self.owner.fused_projections:
+            # The fused processor needs a fused key-value projection, which self-attention lacks;
+            # its separate projections are still there.
+            from diffusers.models.attention_processor import AttnProcessor2_0
+
+            return AttnProcessor2_0()(self.owner, hidden_states, kept, mask, **kwargs)  # type: ignore[no-any-return]
+        return self.original(  # type: ignore[no-any-return]
+            hidden_states, encoder_hidden_states=kept, attention_mask=mask, **kwargs
+        )
+
+
+def why_dense(attention: Any) -> str | None:
+    """Why an ``Attention`` has to stay dense right now, or None."""
+    if type(attention.processor).__name__.startswith("PAG"):
+        return "perturbed-attention guidance needs every key"
+    registry = getattr(attention, "_diffusers_hook", None)
+    if registry is not None:
+        for hook in registry.hooks.values():
+            if type(hook).__name__ in _GUIDANCE_HOOKS:
+                return "a guidance hook needs every key"
+    return None
+
+
+def _takes_chosen_backend(attention: Any) -> bool:
+    """Whether a backend other than PyTorch's default was chosen and can be honoured.
+
+    diffusers' processors for this class always call PyTorch's attention, whatever
+    ``set_attention_backend`` says, and would hand it a bias that flash kernels refuse.
+    """
+    from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
+
+    chosen, _ = _AttentionBackendRegistry.get_active_backend()
+    return (
+        chosen != AttentionBackendName.NATIVE
+        and type(attention.processor).__name__ in ("AttnProcessor2_0", "FusedAttnProcessor2_0")
+        and attention.group_norm is None
+        and attention.spatial_norm is None
+        and not attention.norm_cross
+    )
+
+
+def _attend_on_chosen_backend(
+    attention: Any, hidden_states: Tensor, kept: Tensor, bias: Tensor | None
+) -> Tensor:
+    """Attention with the bias folded into the head channels, on the backend that is active."""
+    from diffusers.models.attention_dispatch import dispatch_attention_fn
+
+    query, key, value = (
+        projection(tokens).unflatten(-1, (attention.heads, -1))
+        for projection, tokens in (
+            (attention.to_q, hidden_states),
+            (attention.to_k, kept),
+            (attention.to_v, kept),
+        )
+    )
+    if attention.norm_q is not None:
+        query = attention.norm_q(query)
+    if attention.norm_k is not None:
+        key = attention.norm_k(key)
+    size = query.shape[-1]
+    scale = size**-0.5
+    if bias is not None:
+        query, key, value = fold_bias(query, key, value, bias[:, None], scale=scale)
+    out = dispatch_attention_fn(query, key, value, scale=scale)[..., :size].flatten(-2)
+    for layer in attention.to_out:
+        out = layer(out)
+    if attention.residual_connection:
+        out = out + hidden_states
+    return out / attention.rescale_output_factor  # type: ignore[no-any-return]

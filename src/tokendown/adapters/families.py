@@ -1,0 +1,190 @@
+"""Where each family of denoisers keeps self-attention on an image grid. One table.
+
+A family is found by the class names of a model and its bases, so that nothing here imports
+diffusers and a subclass is as good as its base.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from .._errors import UnsupportedModelError
+from ..config import PatchConfig
+from .classic import FewerKeys, GridReader, why_dense
+from .intercept import intercepts
+from .plan import Layer, Plan, assign_rules
+
+
+@dataclass(frozen=True)
+class Site:
+    """A module that flattens a feature map, and the self-attention that sees the tokens.
+
+    Args:
+        name: dotted path of ``flattens``.
+        flattens: its first argument is the map, [..., height, width].
+        blocks: dotted path of the blocks that follow, and the blocks.
+        downsample: of its grid relative to the finest token grid of the model.
+        patch_size: pixels of the map a token, per side.
+    """
+
+    name: str
+    flattens: nn.Module
+    blocks: list[tuple[str, Any]]
+    downsample: int
+    patch_size: int = 1
+
+
+def _unet_sites(model: Any) -> Iterator[Site]:
+    for name, module in model.named_modules():
+        kind = type(module).__name__
+        if kind == "TransformerSpatioTemporalModel" or (
+            kind == "Transformer2DModel" and module.is_input_continuous
+        ):
+            blocks = [
+                (f"{name}.transformer_blocks.{index}", block)
+                for index, block in enumerate(module.transformer_blocks)
+            ]
+            yield Site(name, module, blocks, _unet_downsample(model, name))
+
+
+def _unet_downsample(model: Any, name: str) -> int:
+    """How often the map has been halved on the way to the module ``name``."""
+    stage, _, rest = name.partition(".")
+    halvings = [block.downsamplers is not None for block in model.down_blocks]
+    if stage == "down_blocks":
+        return int(2 ** sum(halvings[: int(rest.split(".")[0])]))
+    lowest = int(2 ** sum(halvings))
+    if stage == "up_blocks":
+        doublings = [block.upsamplers is not None for block in model.up_blocks]
+        return lowest // int(2 ** sum(doublings[: int(rest.split(".")[0])]))
+    return lowest
+
+
+def _patch_transformer_sites(model: Any) -> Iterator[Site]:
+    blocks = [(f"transformer_blocks.{i}", block) for i, block in enumerate(model.transformer_blocks)]
+    yield Site("pos_embed", model.pos_embed, blocks, 1, model.config.patch_size)
+
+
+FAMILIES: dict[str, Callable[[Any], Iterator[Site]]] = {
+    "UNet2DConditionModel": _unet_sites,
+    "UNetMotionModel": _unet_sites,
+    "UNetSpatioTemporalConditionModel": _unet_sites,
+    "UNet3DConditionModel": _unet_sites,
+    "I2VGenXLUNet": _unet_sites,
+    "ControlNetModel": _unet_sites,
+    "PixArtTransformer2DModel": _patch_transformer_sites,
+    "DiTTransformer2DModel": _patch_transformer_sites,
+}
+
+
+def find_sites(model: nn.Module) -> list[Site]:
+    """Every place of the model where a map becomes tokens.
+
+    Raises:
+        UnsupportedModelError: no family matches.
+    """
+    for base in type(model).__mro__:
+        if base.__name__ in FAMILIES:
+            return list(FAMILIES[base.__name__](model))
+    raise UnsupportedModelError(
+        f"expected a pipeline or a denoiser with one of the classes {', '.join(FAMILIES)}; "
+        f"got {type(model).__name__}"
+    )
+
+
+def make_plan(model: nn.Module, config: PatchConfig | None) -> Plan:
+    """The plan for a denoiser, with nothing installed; no config leaves every layer dense.
+
+    Raises:
+        UnsupportedModelError: no family matches.
+        NothingPatchedError: no layer matches the config.
+    """
+    plan = Plan(config or PatchConfig(), [])
+    taken: set[str] = set()
+    for site in find_sites(model):
+        for name, attention in _self_attention(site):
+            taken.add(name)
+            plan.layers.append(
+                Layer(
+                    name,
+                    site.downsample,
+                    channels=attention.query_dim,
+                    heads=attention.heads,
+                    head_dim=attention.inner_dim // attention.heads,
+                    reason=_never(attention) or why_dense(attention) or "",
+                )
+            )
+    plan.left_alone = _other_self_attention(model, taken)
+    if config is not None:
+        assign_rules(plan)
+    return plan
+
+
+def install(model: nn.Module, plan: Plan) -> None:
+    """Puts a plan to work on the denoiser it was made for."""
+    layers = {layer.name: layer for layer in plan.layers}
+    for site in find_sites(model):
+        attentions = [(layers[name], module) for name, module in _self_attention(site)]
+        reader = GridReader(plan, [layer for layer, _ in attentions], site.patch_size)
+        site.flattens.register_forward_pre_hook(reader, with_kwargs=True)
+        for layer, attention in attentions:
+            if layer.rule is not None:
+                FewerKeys(attention, plan, layer).install()
+
+
+def uninstall(model: nn.Module) -> None:
+    """Takes everything of tokendown out of a model, whatever put it there."""
+    for module in model.modules():
+        for item in intercepts(module):
+            item.remove()
+        readers = [k for k, v in module._forward_pre_hooks.items() if isinstance(v, GridReader)]
+        for key in readers:
+            del module._forward_pre_hooks[key]
+            module._forward_pre_hooks_with_kwargs.pop(key, None)
+
+
+def installed_plan(model: nn.Module) -> Plan | None:
+    """The plan that is at work on a denoiser, or None."""
+    for module in model.modules():
+        for item in intercepts(module):
+            if isinstance(item, FewerKeys):
+                return item.plan
+    return None
+
+
+def _self_attention(site: Site) -> Iterator[tuple[str, Any]]:
+    for name, block in site.blocks:
+        if not getattr(block, "only_cross_attention", False):
+            yield f"{name}.attn1", block.attn1
+        if getattr(block, "double_self_attention", False):
+            yield f"{name}.attn2", block.attn2
+
+
+def _never(attention: Any) -> str | None:
+    """Why this ``Attention`` can never be coarsened, or None."""
+    if attention.added_kv_proj_dim is not None:
+        return "added key and value projections"
+    return None
+
+
+def _other_self_attention(model: nn.Module, taken: set[str]) -> dict[str, str]:
+    """Name to reason, for the self-attention that sees no image grid of its own."""
+    found: dict[str, str] = {}
+    for name, module in model.named_modules():
+        if not hasattr(module, "to_q") or name in taken:
+            continue
+        if getattr(module, "is_cross_attention", False):
+            continue
+        if "motion_modules" in name or "temporal" in name or "temp_" in name:
+            found[name] = "temporal attention"
+        elif getattr(module, "added_kv_proj_dim", None) is not None:
+            found[name] = "added key and value projections"
+        else:
+            found[name] = "no image grid is known here"
+    return found
+
+

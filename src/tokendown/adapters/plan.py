@@ -1,0 +1,170 @@
+"""What a patch will do to one denoiser: plain Python numbers, no tensors.
+
+The plan is shared by everything that is installed on the denoiser, is copied and pickled with it,
+and is read while ``torch.compile`` traces: integers become guards, so that one image size means
+one graph.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from .._errors import ConfigError, NothingPatchedError
+from ..config import PatchConfig
+from ..grid import Grid
+
+
+@dataclass(eq=False)
+class Layer:
+    """One self-attention layer.
+
+    Args:
+        name: dotted path in the denoiser.
+        downsample: of its grid relative to the finest token grid of the model.
+        channels: width of its tokens.
+        heads: number of heads.
+        head_dim: channels a head.
+        rule: how its factor follows from its grid; None leaves it dense.
+        reason: why it is left dense, for people.
+        height, width: its grid in the latest forward pass; 0 before the first.
+    """
+
+    name: str
+    downsample: int
+    channels: int
+    heads: int
+    head_dim: int
+    rule: Rule | None = None
+    reason: str = ""
+    height: int = 0
+    width: int = 0
+
+    def factor(self, grid: Grid) -> int:
+        """The linear factor at a grid; 1 is dense."""
+        return 1 if self.rule is None else self.rule.factor(grid)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Either a fixed factor, or the smallest one that leaves at most ``budget`` keys."""
+
+    fixed: int | None = None
+    budget: int = 1
+
+    def factor(self, grid: Grid) -> int:
+        return grid.factor_for(self.budget) if self.fixed is None else self.fixed
+
+
+@dataclass(eq=False)
+class Clock:
+    """How far the sampling has come, counted in steps: reading a timestep would stall a GPU.
+
+    ``active`` is decided when a step ends, not when a layer runs: a compiled model sees one
+    boolean that changes at most twice, not a step index that would recompile it at every step.
+
+    Args:
+        start, stop: fractions of the schedule between which the patch is active.
+        steps: length of the schedule; 0 before the first.
+        step: index of the current step.
+    """
+
+    start: float
+    stop: float
+    steps: int = 0
+    step: int = 0
+    running: bool = False
+    active: bool = False
+
+    def set(self, step: int, steps: int) -> None:
+        self.step, self.steps = step, steps
+        self.running = step < steps
+        self.active = self.running and self.start <= step / steps < self.stop
+
+
+@dataclass(eq=False)
+class Plan:
+    """The layers of one denoiser, and when the patch is active.
+
+    Args:
+        config: what the user asked for.
+        layers: every self-attention layer on an image grid, in model order.
+        left_alone: name to reason, for other attention that looks like self-attention.
+        clock: None means all steps.
+    """
+
+    config: PatchConfig
+    layers: list[Layer]
+    left_alone: dict[str, str] = field(default_factory=dict)
+    clock: Clock | None = None
+    said_unchanged: set[Grid] = field(default_factory=set)
+
+    @property
+    def active(self) -> bool:
+        """Whether this step is in the window.
+
+        Raises:
+            ConfigError: there is a window, but nothing tells how far the sampling has come.
+        """
+        if self.clock is None:
+            return True
+        if not self.clock.running:
+            raise ConfigError(
+                f"the patch is limited to the part {self.config.start} to {self.config.stop} of "
+                "the schedule, but the scheduler that it follows is not running; call apply_patch "
+                "again after exchanging pipe.scheduler"
+            )
+        return self.clock.active
+
+    @property
+    def patched(self) -> list[Layer]:
+        return [layer for layer in self.layers if layer.rule is not None]
+
+
+def assign_rules(plan: Plan) -> None:
+    """Decides which layers are coarsened.
+
+    Raises:
+        NothingPatchedError: no layer, or a level of the factor dict has none.
+    """
+    candidates = [layer for layer in plan.layers if not layer.reason]
+    found = _levels(candidates)
+    config = plan.config
+    if not found:
+        raise NothingPatchedError(
+            "no self-attention layer of this model can be patched: "
+            + "; ".join(sorted({*plan.left_alone.values(), *(la.reason for la in plan.layers)}))
+        )
+    wanted = _wanted(config, found)
+    missing = sorted(set(wanted) - set(found))
+    if missing:
+        raise NothingPatchedError(
+            f"no self-attention at downsampling {', '.join(map(str, missing))}; this model has it at "
+            f"{_describe(found)}. Try factor={{{min(found)}: 2}}."
+        )
+    for layer in candidates:
+        layer.rule = wanted.get(layer.downsample)
+        if layer.rule is None:
+            layer.reason = f"downsampling {layer.downsample} was not asked for"
+
+
+def _wanted(config: PatchConfig, found: dict[int, int]) -> dict[int, Rule]:
+    """Level to rule."""
+    if isinstance(config.factor, int):
+        return {min(found): Rule(fixed=config.factor)}
+    if config.factor is not None:
+        return {level: Rule(fixed=factor) for level, factor in config.factor.items()}
+    if config.preset == "paper":
+        return {1: Rule(budget=config.budget)}
+    return {level: Rule(budget=config.budget) for level in found}
+
+
+def _levels(layers: list[Layer]) -> dict[int, int]:
+    """Downsampling to number of layers, finest first."""
+    levels: dict[int, int] = {}
+    for layer in sorted(layers, key=lambda item: item.downsample):
+        levels[layer.downsample] = levels.get(layer.downsample, 0) + 1
+    return levels
+
+
+def _describe(found: dict[int, int]) -> str:
+    return ", ".join(f"{level} ({count} layers)" for level, count in found.items())

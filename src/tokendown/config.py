@@ -1,0 +1,112 @@
+"""What to keep, where and when: the options of a patch, checked once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal, get_args
+
+from ._errors import ConfigError
+
+Preset = Literal["auto", "paper"]
+Method = Literal["nearest", "mean"]
+
+# The published set-up always leaves 4096 keys of a square image: factor 2, 3, 4 at 1024, 1536 and
+# 2048 pixels of Stable Diffusion 1.5. Source: arXiv:2402.13573 and its authors' public demo.
+PAPER_BUDGET = 4096
+AUTO_BUDGET = 4096
+AUTO_ANCHORS = 32
+
+
+@dataclass(frozen=True)
+class PatchConfig:
+    """Options of :func:`tokendown.apply_patch`; immutable, comparable, JSON-ready.
+
+    Args:
+        preset: ``"auto"`` coarsens every self-attention layer whose grid has more than ``budget``
+            tokens and keeps anchors. ``"paper"`` is ToDo as published: only the layers at full
+            resolution, top-left token of each cell, no anchors.
+        factor: overrides the preset's choice of layers. An int is the linear factor (2 keeps a
+            quarter of the keys) for the layers at the model's finest self-attention resolution;
+            a dict maps a layer's own downsampling, relative to the finest token grid of the model,
+            to its factor, e.g. ``{1: 4, 2: 2}``. Range: >= 1; 1 leaves a layer dense.
+        budget: most grid keys that a layer may keep, >= 1. A layer gets the smallest factor that
+            brings it there. Not used together with ``factor``.
+        anchors: tokens off the grid that are kept as well, those with the largest key norm, >= 0.
+            None means 32, or 0 with the preset ``"paper"``.
+        method: ``"nearest"`` keeps the top-left token of a cell, ``"mean"`` averages the cell.
+        start: fraction of the schedule, in [0, 1), at which the patch becomes active.
+        stop: fraction of the schedule, in (start, 1], from which it is inactive again.
+        controlnet: patch the ControlNets of a pipeline as well.
+
+    Raises:
+        ConfigError: a value is out of its range.
+
+    Source: Smith, Saxena, Saha 2024, arXiv:2402.13573 (grid); docs/design.md (anchors).
+    """
+
+    preset: Preset = "auto"
+    factor: int | Mapping[int, int] | None = None
+    budget: int = AUTO_BUDGET
+    anchors: int | None = None
+    method: Method = "nearest"
+    start: float = 0.0
+    stop: float = 1.0
+    controlnet: bool = False
+
+    def __post_init__(self) -> None:
+        _expect(self.preset in get_args(Preset), "preset 'auto' or 'paper'", self.preset)
+        _expect(self.method in get_args(Method), "method 'nearest' or 'mean'", self.method)
+        _expect(_is_int(self.budget, 1), "a budget of at least 1 key", self.budget)
+        if self.anchors is None:
+            object.__setattr__(self, "anchors", 0 if self.preset == "paper" else AUTO_ANCHORS)
+        _expect(_is_int(self.anchors, 0), "a number of anchors >= 0", self.anchors)
+        _expect(
+            0.0 <= self.start < self.stop <= 1.0,
+            "0 <= start < stop <= 1 (fractions of the schedule)",
+            f"start={self.start}, stop={self.stop}",
+        )
+        if isinstance(self.factor, Mapping):
+            _expect(
+                len(self.factor) > 0
+                and all(_is_int(k, 1) and _is_int(v, 1) for k, v in self.factor.items()),
+                "a factor dict from downsampling to factor, both integers >= 1, such as {1: 4, 2: 2}",
+                dict(self.factor),
+            )
+            object.__setattr__(self, "factor", dict(self.factor))
+        elif self.factor is not None:
+            _expect(_is_int(self.factor, 1), "an integer factor >= 1 (2 keeps 1/4)", self.factor)
+
+    @property
+    def always_active(self) -> bool:
+        """Whether the step window is the whole schedule, so that no clock is needed."""
+        return self.start == 0.0 and self.stop == 1.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types; dict keys become strings only when dumped."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, options: Mapping[str, Any]) -> PatchConfig:
+        """The inverse of :meth:`to_dict`, also after a round trip through JSON.
+
+        Raises:
+            ConfigError: an option is unknown or out of range.
+        """
+        known = [field.name for field in fields(cls)]
+        unknown = sorted(set(options) - set(known))
+        if unknown:
+            raise ConfigError(f"unknown option {', '.join(unknown)}; the options are {known}")
+        options = dict(options)
+        if isinstance(options.get("factor"), Mapping):
+            options["factor"] = {int(k): v for k, v in options["factor"].items()}
+        return cls(**options)
+
+
+def _is_int(value: object, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _expect(ok: bool, expected: str, got: object) -> None:
+    if not ok:
+        raise ConfigError(f"expected {expected}, got {got!r}")

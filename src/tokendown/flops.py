@@ -1,0 +1,40 @@
+"""Predicted cost of one self-attention layer; a measurement is judged against it.
+
+Counts as torch's FlopCounterMode does: two FLOPs a multiply-add, matrix products only. Ignores
+softmax, norms, and the selection itself (strides, and a top-k over N scores).
+"""
+
+from __future__ import annotations
+
+
+def attention_flops(queries: int, keys: int, heads: int, head_dim: int) -> int:
+    """QK^T and PV, each 2 * queries * keys * heads * head_dim."""
+    return 4 * queries * keys * heads * head_dim
+
+
+def projection_flops(tokens: int, channels: int, width: int) -> int:
+    """One linear projection of ``tokens`` from ``channels`` to ``width`` channels."""
+    return 2 * tokens * channels * width
+
+
+def self_attention_flops(
+    tokens: int, keys: int, channels: int, heads: int, head_dim: int, *, score_keys: bool
+) -> int:
+    """Projections of queries, keys, values and output, and the attention itself.
+
+    Args:
+        tokens: queries, N.
+        keys: kept keys, grid and anchors; N where the layer is dense.
+        channels: width of the tokens.
+        heads: number of heads.
+        head_dim: channels a head.
+        score_keys: whether all N keys are projected once more to find the anchors.
+    """
+    width = heads * head_dim
+    per_token = projection_flops(1, channels, width)
+    return (
+        2 * tokens * per_token  # to_q, to_out
+        + 2 * keys * per_token  # to_k, to_v
+        + (tokens * per_token if score_keys else 0)
+        + attention_flops(tokens, keys, heads, head_dim)
+    )

@@ -1,0 +1,160 @@
+"""Apply and remove: two verbs, safe twice."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from ._errors import ConfigError, UnsupportedModelError
+from .adapters import families, schedule
+from .adapters.plan import Clock, Plan
+from .config import PatchConfig
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+logger = logging.getLogger(__name__)
+
+_DENOISERS = ("unet", "transformer")
+
+
+class Patch:
+    """A patch at work; a context manager that removes it at the end, also after an error.
+
+    Attributes:
+        config: the options in use.
+        models: the patched denoisers.
+    """
+
+    def __init__(self, models: list[nn.Module], config: PatchConfig, scheduler: Any = None) -> None:
+        self.models = models
+        self.config = config
+        self._scheduler = scheduler
+        self._plans: list[Plan] = []
+
+    def remove(self) -> None:
+        """Restores the models exactly. Does nothing if this patch was removed or replaced."""
+        for model, plan in zip(self.models, self._plans, strict=True):
+            if families.installed_plan(model) is plan:
+                families.uninstall(model)
+            if self._scheduler is not None and plan.clock is not None:
+                schedule.unfollow(self._scheduler, plan.clock)
+
+    def set_progress(self, step: int, steps: int) -> None:
+        """Tells a patch with a step window where a hand-written sampling loop is.
+
+        Args:
+            step: index of the coming step, from 0.
+            steps: length of the schedule.
+        """
+        for plan in self._plans:
+            if plan.clock is not None:
+                plan.clock.set(step, steps)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.remove()
+
+    def _install(self) -> None:
+        for model in self.models:
+            plan = families.make_plan(model, self.config)
+            if not self.config.always_active:
+                plan.clock = Clock(self.config.start, self.config.stop)
+            self._plans.append(plan)
+        for model, plan in zip(self.models, self._plans, strict=True):
+            families.uninstall(model)
+            families.install(model, plan)
+            if self._scheduler is not None and plan.clock is not None:
+                schedule.follow(self._scheduler, plan.clock)
+            logger.info(
+                "%s: %d of %d self-attention layers patched",
+                type(model).__name__, len(plan.patched), len(plan.layers) + len(plan.left_alone),
+            )  # fmt: skip
+
+
+def apply_patch(model: Any, config: PatchConfig | None = None, /, **options: Any) -> Patch:
+    """Lets self-attention use fewer keys and values, in place. Applying again replaces.
+
+    Args:
+        model: a diffusers pipeline or its denoiser (U-Net or transformer).
+        config: options as an object; alternatively give them by name:
+        **options: the fields of :class:`PatchConfig`: ``preset="auto"``, ``factor=None``,
+            ``budget=4096``, ``anchors=32`` (0 with ``preset="paper"``), ``method="nearest"``,
+            ``start=0.0``, ``stop=1.0``, ``controlnet=False``.
+
+    Returns:
+        A handle; ``.remove()`` or leaving a ``with`` block restores the model exactly.
+
+    Raises:
+        ConfigError: options are unknown, out of range, or given in both forms.
+        UnsupportedModelError: no adapter knows the model.
+        NothingPatchedError: no layer matches; the message says where self-attention is.
+
+    Source: arXiv:2402.13573 for the grid; docs/how-it-works.md for anchors and multiplicities.
+    """
+    if config is not None and options:
+        raise ConfigError(f"expected a PatchConfig or options by name, got both ({sorted(options)})")
+    config = config or PatchConfig.from_dict(options)
+    patch = Patch(find_denoisers(model, config.controlnet), config, _scheduler_of(model))
+    patch._install()
+    return patch
+
+
+def remove_patch(model: Any) -> None:
+    """Restores a pipeline or denoiser exactly; needs no handle, and does nothing if unpatched.
+
+    Args:
+        model: what was patched, or a copy of it.
+
+    Raises:
+        UnsupportedModelError: not a pipeline and not a torch module.
+    """
+    scheduler = _scheduler_of(model)
+    for module in find_denoisers(model, controlnet=True):
+        plan = families.installed_plan(module)
+        families.uninstall(module)
+        if scheduler is not None and plan is not None and plan.clock is not None:
+            schedule.unfollow(scheduler, plan.clock)
+
+
+def is_patched(model: Any) -> bool:
+    """Whether a pipeline (its denoiser or a ControlNet of it) or a denoiser is patched."""
+    return any(
+        families.installed_plan(module) is not None
+        for module in find_denoisers(model, controlnet=True)
+    )
+
+
+def find_denoisers(model: Any, controlnet: bool = False) -> list[nn.Module]:
+    """The networks that a patch of ``model`` goes into, with ``torch.compile`` wrappers taken off.
+
+    Args:
+        model: a pipeline or a denoiser.
+        controlnet: also the ControlNets of a pipeline.
+
+    Raises:
+        UnsupportedModelError: neither a torch module nor a pipeline with a denoiser.
+    """
+    if isinstance(model, nn.Module):
+        return [_unwrap(model)]
+    found = [_unwrap(part) for name in _DENOISERS if (part := getattr(model, name, None))]
+    if not found:
+        raise UnsupportedModelError(
+            "expected a diffusers pipeline with a unet or a transformer, or such a denoiser; "
+            f"got {type(model).__name__}"
+        )
+    if controlnet and (nets := getattr(model, "controlnet", None)) is not None:
+        found += [_unwrap(net) for net in getattr(nets, "nets", [nets])]
+    return found
+
+
+def _unwrap(module: nn.Module) -> nn.Module:
+    return getattr(module, "_orig_mod", module)
+
+
+def _scheduler_of(model: Any) -> Any:
+    return None if isinstance(model, nn.Module) else getattr(model, "scheduler", None)

@@ -1,0 +1,151 @@
+"""Which tokens stay as keys and values, and how many original tokens each one stands for.
+
+Convention: tokens are row-major, height before width. One token is kept per ``factor`` x
+``factor`` cell; a partial cell at the right or bottom edge keeps a token too, so a grid leaves
+M = ceil(height / factor) * ceil(width / factor) of them. Source: arXiv:2402.13573.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import log
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ._errors import GridError
+from .config import Method
+from .grid import Grid
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Kept tokens: first the coarse grid, then the anchors.
+
+    Args:
+        grid: the full grid.
+        factor: linear, >= 1.
+        method: "nearest" or "mean", see :func:`select_tokens`.
+        anchors: indices of tokens kept besides the grid, [..., A], or None.
+    """
+
+    grid: Grid
+    factor: int
+    method: Method = "nearest"
+    anchors: Tensor | None = None
+
+    def take(self, x: Tensor) -> Tensor:
+        """[..., N, C] -> [..., M + A, C]; leading dimensions as those of the anchors."""
+        kept = select_tokens(x, self.grid, self.factor, self.method)
+        if self.anchors is None:
+            return kept
+        index = self.anchors.unsqueeze(-1).expand(*x.shape[:-2], -1, x.shape[-1])
+        return torch.cat([kept, x.gather(-2, index)], dim=-2)
+
+    def take_mask(self, mask: Tensor) -> Tensor:
+        """Selects the key columns of an attention mask.
+
+        Args:
+            mask: [B, ..., N], one column a token; the anchors must be [B, A] or None.
+
+        Returns:
+            [B, ..., M + A]
+
+        Raises:
+            GridError: cells are averaged; a mask cannot say which part of a mean is masked.
+        """
+        if self.method == "mean" and self.factor > 1:
+            raise GridError(
+                "cell averages cannot follow an attention mask over keys; use method='nearest'"
+            )
+        columns = mask.unflatten(-1, (self.grid.height, self.grid.width))
+        kept = columns[..., :: self.factor, :: self.factor].flatten(-2)
+        if self.anchors is None:
+            return kept
+        batch, count = self.anchors.shape
+        index = self.anchors.view(batch, *[1] * (mask.ndim - 2), count)
+        mask = mask.expand(batch, *mask.shape[1:])
+        anchored = mask.gather(-1, index.expand(*mask.shape[:-1], count))
+        return torch.cat([kept.expand(batch, *kept.shape[1:]), anchored], dim=-1)
+
+    def bias(self, like: Tensor, exact: int = 0) -> Tensor | None:
+        """log m of every kept key, followed by ``exact`` zeros, or None where m is constant.
+
+        A constant multiplicity cancels in the softmax: the grid on its own needs no bias.
+
+        Args:
+            like: gives device and dtype.
+            exact: further keys of multiplicity 1 that follow the kept ones.
+
+        Returns:
+            [M + A + exact] or None.
+        """
+        ones = exact + (0 if self.anchors is None else self.anchors.shape[-1])
+        if self.factor == 1 or ones == 0:
+            return None
+        grid_keys = self.grid.coarse(self.factor).tokens
+        return torch.cat(
+            [
+                like.new_full((grid_keys,), 2.0 * log(self.factor)),
+                like.new_zeros(ones),
+            ]
+        )
+
+
+def select(
+    scores: Tensor | None, grid: Grid, factor: int, *, anchors: int = 0, method: Method = "nearest"
+) -> Selection:
+    """Chooses the anchors: the highest scores that are not on the coarse grid anyway.
+
+    Args:
+        scores: [..., N], one score a token, e.g. the norm of its key. Not needed without anchors.
+        grid: N = grid.tokens.
+        factor: linear, >= 1.
+        anchors: how many, >= 0; fewer where fewer tokens are off the grid.
+        method: with "mean" no token itself is on the grid, so every token may be an anchor.
+    """
+    off_grid = grid.tokens - (0 if method == "mean" else grid.coarse(factor).tokens)
+    count = min(anchors, off_grid) if factor > 1 else 0
+    if count == 0 or scores is None:
+        return Selection(grid, factor, method)
+    if method == "nearest":
+        scores = scores.detach().clone()
+        cells = scores.unflatten(-1, (grid.height, grid.width))
+        cells[..., ::factor, ::factor] = -torch.inf
+    return Selection(grid, factor, method, scores.topk(count, dim=-1, sorted=False).indices)
+
+
+def select_tokens(x: Tensor, grid: Grid, factor: int, method: Method = "nearest") -> Tensor:
+    """Keeps one token per ``factor`` x ``factor`` cell of a row-major token grid.
+
+    Args:
+        x: tokens, [..., N, C] with N = grid.tokens, for example [batch, tokens, channels].
+        grid: (height, width) of the tokens.
+        factor: linear, >= 1; 2 keeps a quarter of the tokens, 1 returns ``x`` itself.
+        method: "nearest" keeps the top-left token, "mean" averages the tokens of the cell (those
+            that exist, at a partial edge cell).
+
+    Returns:
+        [..., M, C], same dtype and device.
+
+    Raises:
+        GridError: N differs from grid.tokens.
+
+    Source: Smith, Saxena, Saha 2024, arXiv:2402.13573.
+    """
+    if x.shape[-2] != grid.tokens:
+        raise GridError(f"expected {grid.tokens} tokens for a {grid} grid, got {x.shape[-2]}")
+    if factor == 1:
+        return x
+    cells = x.unflatten(-2, (grid.height, grid.width))
+    if method == "nearest":
+        return cells[..., ::factor, ::factor, :].flatten(-3, -2)
+    return _mean(cells, factor).flatten(-3, -2)
+
+
+def _mean(cells: Tensor, factor: int) -> Tensor:
+    """[..., height, width, C] -> [..., M_h, M_w, C], averages over cells."""
+    maps = cells.flatten(0, -4).movedim(-1, 1)
+    pooled = functional.avg_pool2d(maps, factor, ceil_mode=True, count_include_pad=False)
+    return pooled.movedim(1, -1).unflatten(0, cells.shape[:-3])
