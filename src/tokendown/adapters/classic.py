@@ -17,7 +17,7 @@ from .._errors import GridError
 from ..attention import fold_bias, key_norm
 from ..grid import Grid
 from ..select import Selection, select
-from .intercept import Intercept
+from .intercept import ForwardIntercept
 from .plan import Layer, Plan
 
 logger = logging.getLogger(__name__)
@@ -64,7 +64,7 @@ class GridReader:
         )  # fmt: skip
 
 
-class FewerKeys(Intercept):
+class FewerKeys(ForwardIntercept):
     """Stands in for ``Attention.forward``: self-attention to the kept tokens.
 
     Args:
@@ -78,7 +78,7 @@ class FewerKeys(Intercept):
         self.plan = plan
         self.layer = layer
 
-    def __call__(
+    def run(
         self,
         hidden_states: Tensor,
         encoder_hidden_states: Tensor | None = None,

@@ -3,22 +3,24 @@
 diffusers' own ``HookRegistry`` would be the natural carrier, but it keeps the wrapped forward in
 a closure: a deep copy of a hooked model silently runs the original's weights, and pickling fails.
 torch's forward pre-hooks are not guarded by ``torch.compile``, so that a patch after the first
-compiled call would be ignored. A ``functools.partial`` of a module-level function, kept as an
-instance attribute, has none of these faults; a callable object would be compiled once a layer.
+compiled call would be ignored. An instance attribute has neither fault.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from types import MethodType
 from typing import Any
+
+from torch import nn
 
 
 class Intercept:
-    """Takes the place of ``owner.<method>``; subclasses define ``__call__``.
+    """Takes the place of ``owner.<method>``, on this instance only; subclasses define ``run``.
 
     Args:
-        owner: the object whose method is replaced, on this instance only.
+        owner: the object whose method is replaced.
     """
 
     method = "forward"
@@ -35,14 +37,17 @@ class Intercept:
         """What would run without this object."""
         return partial(self.function, self.owner) if self.earlier is None else self.earlier
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.original(*args, **kwargs)
+    def run(self, *args: Any, **kwargs: Any) -> Any:
+        raise NotImplementedError
+
+    def stand_in(self) -> Callable[..., Any]:
+        """What is put in place: calls ``run``, and shows the signature of the original."""
+        caller = partial(type(self).run, self)
+        caller.__wrapped__ = self.original  # type: ignore[attr-defined]
+        return caller
 
     def install(self) -> None:
-        stand_in = partial(type(self).__call__, self)
-        # diffusers looks at signatures; inspect finds the real one through this attribute.
-        stand_in.__wrapped__ = self.original  # type: ignore[attr-defined]
-        setattr(self.owner, self.method, stand_in)
+        setattr(self.owner, self.method, self.stand_in())
 
     def remove(self) -> None:
         """Takes this object out, also from under what others have wrapped around it since."""
@@ -55,6 +60,25 @@ class Intercept:
                 setattr(holder, attribute, self.original)
 
 
+class ForwardIntercept(Intercept, nn.Module):
+    """Takes the place of a module's forward in a way that ``torch.compile`` shares among layers.
+
+    The compiler guards a callable object and a ``functools.partial`` by identity, one graph a
+    layer; a bound method of a module it guards by type and attributes. This module is no child of
+    the owner: it has no parameters, and ``state_dict`` does not see it.
+    """
+
+    def __init__(self, owner: nn.Module) -> None:
+        nn.Module.__init__(self)
+        Intercept.__init__(self, owner)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)  # the owner must not become a child
+
+    def stand_in(self) -> Callable[..., Any]:
+        return self.run
+
+
 def intercepts(owner: Any) -> list[Intercept]:
     """The tokendown objects that stand in for methods of ``owner``, wrapped or not."""
     held = [_behind(value) for value in owner.__dict__.values()]
@@ -64,9 +88,12 @@ def intercepts(owner: Any) -> list[Intercept]:
 
 def _behind(value: object) -> Intercept | None:
     """The object that a stand-in calls."""
-    if isinstance(value, partial) and value.args and isinstance(value.args[0], Intercept):
-        return value.args[0]
-    return None
+    target = None
+    if isinstance(value, MethodType):
+        target = value.__self__
+    elif isinstance(value, partial) and value.args:
+        target = value.args[0]
+    return target if isinstance(target, Intercept) else None
 
 
 def _holders(owner: Any, method: str) -> list[tuple[Any, str]]:

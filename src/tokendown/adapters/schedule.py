@@ -23,7 +23,7 @@ class Restart(Intercept):
         super().__init__(owner)
         self.clock = clock
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def run(self, *args: Any, **kwargs: Any) -> Any:
         result = self.original(*args, **kwargs)
         self.clock.set(0, len(self.owner.timesteps))
         return result
@@ -34,7 +34,7 @@ class Begin(Restart):
 
     method = "set_begin_index"
 
-    def __call__(self, begin_index: int = 0) -> Any:
+    def run(self, begin_index: int = 0) -> Any:
         result = self.original(begin_index)
         self.clock.set(int(begin_index), self.clock.steps)
         return result
@@ -45,7 +45,7 @@ class Tick(Restart):
 
     method = "step"
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def run(self, *args: Any, **kwargs: Any) -> Any:
         result = self.original(*args, **kwargs)
         self.clock.set(self.clock.step + 1, self.clock.steps)
         return result
@@ -60,7 +60,7 @@ class Look(Restart):
 
     method = "scale_model_input"
 
-    def __call__(self, sample: Any, timestep: Any = None, *args: Any, **kwargs: Any) -> Any:
+    def run(self, sample: Any, timestep: Any = None, *args: Any, **kwargs: Any) -> Any:
         timesteps = self.owner.timesteps
         if (
             isinstance(timestep, Tensor)
