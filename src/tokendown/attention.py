@@ -60,9 +60,9 @@ def attend(
             f"expected {grid.tokens} keys for a {grid} grid and {exact} exact keys, "
             f"got {key.shape[-2]}"
         )
-    image_key, exact_key = key.split([grid.tokens, exact], dim=-2)
-    image_value, exact_value = value.split([grid.tokens, exact], dim=-2)
-    scores = key_norm(image_key) if anchors and factor > 1 else None
+    image_key, exact_key = torch.split(key, [grid.tokens, exact], dim=-2)
+    image_value, exact_value = torch.split(value, [grid.tokens, exact], dim=-2)
+    scores = vector_norm(image_key) if anchors and factor > 1 else None
     kept = select(scores, grid, factor, anchors=anchors, method=method)
     bias = kept.bias(query, exact)
     return functional.scaled_dot_product_attention(
@@ -75,9 +75,11 @@ def attend(
     )
 
 
-def key_norm(key: Tensor) -> Tensor:
-    """Length of each key vector, [..., N, C] -> [..., N], in float32 at least."""
-    return torch.linalg.vector_norm(key, dim=-1, dtype=_at_least_float32(key.dtype))
+def vector_norm(x: Tensor) -> Tensor:
+    """Length of each vector, [..., N, C] -> [..., N], in float32 at least."""
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    lengths: Tensor = torch.linalg.vector_norm(x, dim=-1, dtype=dtype)
+    return lengths
 
 
 def fold_bias(
@@ -112,7 +114,3 @@ def fold_bias(
         functional.pad(folded_key, (0, pad)),
         functional.pad(value, (0, pad + 1)),
     )
-
-
-def _at_least_float32(dtype: torch.dtype) -> torch.dtype:
-    return torch.promote_types(dtype, torch.float32)

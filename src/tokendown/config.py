@@ -70,7 +70,7 @@ class PatchConfig:
             _expect(
                 len(self.factor) > 0
                 and all(_is_int(k, 1) and _is_int(v, 1) for k, v in self.factor.items()),
-                "a factor dict from downsampling to factor, both integers >= 1, such as {1: 4, 2: 2}",
+                "a dict from downsampling to factor, integers >= 1, such as {1: 4, 2: 2}",
                 dict(self.factor),
             )
             object.__setattr__(self, "factor", dict(self.factor))

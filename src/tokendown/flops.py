@@ -1,7 +1,7 @@
 """Predicted cost of one self-attention layer; a measurement is judged against it.
 
 Counts as torch's FlopCounterMode does: two FLOPs a multiply-add, matrix products only. Ignores
-softmax, norms, and the selection itself (strides, and a top-k over N scores).
+softmax, norms, and the selection itself (strides, token norms and a top-k over N of them).
 """
 
 from __future__ import annotations
@@ -17,9 +17,7 @@ def projection_flops(tokens: int, channels: int, width: int) -> int:
     return 2 * tokens * channels * width
 
 
-def self_attention_flops(
-    tokens: int, keys: int, channels: int, heads: int, head_dim: int, *, score_keys: bool
-) -> int:
+def self_attention_flops(tokens: int, keys: int, channels: int, heads: int, head_dim: int) -> int:
     """Projections of queries, keys, values and output, and the attention itself.
 
     Args:
@@ -28,13 +26,11 @@ def self_attention_flops(
         channels: width of the tokens.
         heads: number of heads.
         head_dim: channels a head.
-        score_keys: whether all N keys are projected once more to find the anchors.
     """
     width = heads * head_dim
     per_token = projection_flops(1, channels, width)
     return (
         2 * tokens * per_token  # to_q, to_out
         + 2 * keys * per_token  # to_k, to_v
-        + (tokens * per_token if score_keys else 0)
         + attention_flops(tokens, keys, heads, head_dim)
     )

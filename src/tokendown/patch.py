@@ -97,7 +97,9 @@ def apply_patch(model: Any, config: PatchConfig | None = None, /, **options: Any
     Source: arXiv:2402.13573 for the grid; docs/how-it-works.md for anchors and multiplicities.
     """
     if config is not None and options:
-        raise ConfigError(f"expected a PatchConfig or options by name, got both ({sorted(options)})")
+        raise ConfigError(
+            f"expected a PatchConfig or options by name, got both ({sorted(options)})"
+        )
     config = config or PatchConfig.from_dict(options)
     patch = Patch(find_denoisers(model, config.controlnet), config, _scheduler_of(model))
     patch._install()

@@ -60,7 +60,7 @@ class Selection:
                 "cell averages cannot follow an attention mask over keys; use method='nearest'"
             )
         columns = mask.unflatten(-1, (self.grid.height, self.grid.width))
-        kept = columns[..., :: self.factor, :: self.factor].flatten(-2)
+        kept: Tensor = columns[..., :: self.factor, :: self.factor].flatten(-2)
         if self.anchors is None:
             return kept
         batch, count = self.anchors.shape
@@ -139,13 +139,15 @@ def select_tokens(x: Tensor, grid: Grid, factor: int, method: Method = "nearest"
     if factor == 1:
         return x
     cells = x.unflatten(-2, (grid.height, grid.width))
-    if method == "nearest":
-        return cells[..., ::factor, ::factor, :].flatten(-3, -2)
-    return _mean(cells, factor).flatten(-3, -2)
+    coarse: Tensor = (
+        cells[..., ::factor, ::factor, :] if method == "nearest" else _mean(cells, factor)
+    )
+    return coarse.flatten(-3, -2)
 
 
 def _mean(cells: Tensor, factor: int) -> Tensor:
     """[..., height, width, C] -> [..., M_h, M_w, C], averages over cells."""
     maps = cells.flatten(0, -4).movedim(-1, 1)
     pooled = functional.avg_pool2d(maps, factor, ceil_mode=True, count_include_pad=False)
-    return pooled.movedim(1, -1).unflatten(0, cells.shape[:-3])
+    averages: Tensor = pooled.movedim(1, -1).unflatten(0, cells.shape[:-3])
+    return averages

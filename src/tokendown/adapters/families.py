@@ -14,7 +14,7 @@ from torch import nn
 
 from .._errors import UnsupportedModelError
 from ..config import PatchConfig
-from .classic import FewerKeys, GridReader, why_dense
+from .classic import FewerKeys, GridReader, NormReader, why_dense
 from .intercept import intercepts
 from .plan import Layer, Plan, assign_rules
 
@@ -65,7 +65,9 @@ def _unet_downsample(model: Any, name: str) -> int:
 
 
 def _patch_transformer_sites(model: Any) -> Iterator[Site]:
-    blocks = [(f"transformer_blocks.{i}", block) for i, block in enumerate(model.transformer_blocks)]
+    blocks = [
+        (f"transformer_blocks.{i}", block) for i, block in enumerate(model.transformer_blocks)
+    ]
     yield Site("pos_embed", model.pos_embed, blocks, 1, model.config.patch_size)
 
 
@@ -106,7 +108,7 @@ def make_plan(model: nn.Module, config: PatchConfig | None) -> Plan:
     plan = Plan(config or PatchConfig(), [])
     taken: set[str] = set()
     for site in find_sites(model):
-        for name, attention in _self_attention(site):
+        for name, _, attention in _self_attention(site):
             taken.add(name)
             plan.layers.append(
                 Layer(
@@ -128,12 +130,15 @@ def install(model: nn.Module, plan: Plan) -> None:
     """Puts a plan to work on the denoiser it was made for."""
     layers = {layer.name: layer for layer in plan.layers}
     for site in find_sites(model):
-        attentions = [(layers[name], module) for name, module in _self_attention(site)]
-        reader = GridReader(plan, [layer for layer, _ in attentions], site.patch_size)
+        attentions = [(layers[name], norm, module) for name, norm, module in _self_attention(site)]
+        reader = GridReader(plan, [layer for layer, _, _ in attentions], site.patch_size)
         site.flattens.register_forward_pre_hook(reader, with_kwargs=True)
-        for layer, attention in attentions:
-            if layer.rule is not None:
-                FewerKeys(attention, plan, layer).install()
+        for layer, norm, attention in attentions:
+            if layer.rule is None:
+                continue
+            FewerKeys(attention, plan, layer).install()
+            if plan.config.anchors:
+                norm.register_forward_pre_hook(NormReader(plan, layer), with_kwargs=True)
 
 
 def uninstall(model: nn.Module) -> None:
@@ -141,8 +146,8 @@ def uninstall(model: nn.Module) -> None:
     for module in model.modules():
         for item in intercepts(module):
             item.remove()
-        readers = [k for k, v in module._forward_pre_hooks.items() if isinstance(v, GridReader)]
-        for key in readers:
+        hooks = module._forward_pre_hooks.items()
+        for key in [key for key, hook in hooks if isinstance(hook, (GridReader, NormReader))]:
             del module._forward_pre_hooks[key]
             module._forward_pre_hooks_with_kwargs.pop(key, None)
 
@@ -156,12 +161,13 @@ def installed_plan(model: nn.Module) -> Plan | None:
     return None
 
 
-def _self_attention(site: Site) -> Iterator[tuple[str, Any]]:
+def _self_attention(site: Site) -> Iterator[tuple[str, nn.Module, Any]]:
+    """Name, the norm before it, and the module."""
     for name, block in site.blocks:
         if not getattr(block, "only_cross_attention", False):
-            yield f"{name}.attn1", block.attn1
+            yield f"{name}.attn1", block.norm1, block.attn1
         if getattr(block, "double_self_attention", False):
-            yield f"{name}.attn2", block.attn2
+            yield f"{name}.attn2", block.norm2, block.attn2
 
 
 def _never(attention: Any) -> str | None:
@@ -186,5 +192,3 @@ def _other_self_attention(model: nn.Module, taken: set[str]) -> dict[str, str]:
         else:
             found[name] = "no image grid is known here"
     return found
-
-

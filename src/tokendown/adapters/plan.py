@@ -1,4 +1,4 @@
-"""What a patch will do to one denoiser: plain Python numbers, no tensors.
+"""What a patch will do to one denoiser, in plain Python numbers.
 
 The plan is shared by everything that is installed on the denoiser, is copied and pickled with it,
 and is read while ``torch.compile`` traces: integers become guards, so that one image size means
@@ -8,6 +8,8 @@ one graph.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+
+from torch import Tensor
 
 from .._errors import ConfigError, NothingPatchedError
 from ..config import PatchConfig
@@ -27,6 +29,7 @@ class Layer:
         rule: how its factor follows from its grid; None leaves it dense.
         reason: why it is left dense, for people.
         height, width: its grid in the latest forward pass; 0 before the first.
+        scores: [batch, tokens], on their way from the block's norm to its attention; else None.
     """
 
     name: str
@@ -38,6 +41,11 @@ class Layer:
     reason: str = ""
     height: int = 0
     width: int = 0
+    scores: Tensor | None = None
+
+    @property
+    def grid(self) -> Grid:
+        return Grid(self.height, self.width)
 
     def factor(self, grid: Grid) -> int:
         """The linear factor at a grid; 1 is dense."""
@@ -50,6 +58,9 @@ class Rule:
 
     fixed: int | None = None
     budget: int = 1
+
+    def __str__(self) -> str:
+        return f"at most {self.budget} keys" if self.fixed is None else f"factor {self.fixed}"
 
     def factor(self, grid: Grid) -> int:
         return grid.factor_for(self.budget) if self.fixed is None else self.fixed
@@ -138,8 +149,8 @@ def assign_rules(plan: Plan) -> None:
     missing = sorted(set(wanted) - set(found))
     if missing:
         raise NothingPatchedError(
-            f"no self-attention at downsampling {', '.join(map(str, missing))}; this model has it at "
-            f"{_describe(found)}. Try factor={{{min(found)}: 2}}."
+            f"no self-attention at downsampling {', '.join(map(str, missing))}; this model has it "
+            f"at {_describe(found)}. Try factor={{{min(found)}: 2}}."
         )
     for layer in candidates:
         layer.rule = wanted.get(layer.downsample)
