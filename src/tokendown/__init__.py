@@ -12,6 +12,7 @@ from .config import PatchConfig
 from .grid import Grid
 from .patch import Patch, apply_patch, is_patched, remove_patch
 from .select import select_tokens
+from .summary import Summary, summary
 
 __version__ = "0.1.0"
 
@@ -22,6 +23,7 @@ __all__ = [
     "NothingPatchedError",
     "Patch",
     "PatchConfig",
+    "Summary",
     "TokendownError",
     "UnsupportedModelError",
     "apply_patch",
@@ -29,4 +31,5 @@ __all__ = [
     "is_patched",
     "remove_patch",
     "select_tokens",
+    "summary",
 ]

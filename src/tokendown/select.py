@@ -105,8 +105,7 @@ def select(
         anchors: how many, >= 0; fewer where fewer tokens are off the grid.
         method: with "mean" no token itself is on the grid, so every token may be an anchor.
     """
-    off_grid = grid.tokens - (0 if method == "mean" else grid.coarse(factor).tokens)
-    count = min(anchors, off_grid) if factor > 1 else 0
+    count = kept_tokens(grid, factor, anchors, method) - grid.coarse(factor).tokens
     if count == 0 or scores is None:
         return Selection(grid, factor, method)
     if method == "nearest":
@@ -114,6 +113,14 @@ def select(
         cells = scores.unflatten(-1, (grid.height, grid.width))
         cells[..., ::factor, ::factor] = -torch.inf
     return Selection(grid, factor, method, scores.topk(count, dim=-1, sorted=False).indices)
+
+
+def kept_tokens(grid: Grid, factor: int, anchors: int, method: Method = "nearest") -> int:
+    """How many keys are kept: the coarse grid, and as many anchors as there are tokens off it."""
+    if factor == 1:
+        return grid.tokens
+    coarse = grid.coarse(factor).tokens
+    return coarse + min(anchors, grid.tokens - (0 if method == "mean" else coarse))
 
 
 def select_tokens(x: Tensor, grid: Grid, factor: int, method: Method = "nearest") -> Tensor:

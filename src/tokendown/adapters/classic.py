@@ -52,7 +52,7 @@ class GridReader:
 
     def _say_if_unchanged(self, grid: Grid) -> None:
         """Once a size: the finest patched grid is small enough, so the others are too."""
-        finest = min(layer.downsample for layer in self.plan.patched)
+        finest = min((layer.downsample for layer in self.plan.patched), default=0)
         rules = [layer.rule for layer in self.layers if layer.rule and layer.downsample == finest]
         if not rules or rules[0].factor(grid) > 1 or grid in self.plan.said_unchanged:
             return

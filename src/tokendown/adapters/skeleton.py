@@ -1,0 +1,68 @@
+"""A denoiser without weights: tells its token grids and its FLOPs at any size, in a second."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from ..grid import Grid
+from .families import install, make_plan
+from .inputs import denoiser_inputs
+
+
+def on_meta(model: Any) -> nn.Module:
+    """The same architecture on the meta device, un-patched, without weights."""
+    with torch.device("meta"):
+        skeleton: nn.Module = type(model).from_config(model.config)
+    # some position tables are made by numpy and land on the CPU
+    return skeleton.to("meta").eval()
+
+
+@dataclass(frozen=True)
+class Cost:
+    """One dense call of a denoiser.
+
+    Attributes:
+        flops: of the whole call.
+        grids: of each self-attention layer, by name.
+        batches: of each self-attention layer, by name; images times frames.
+    """
+
+    flops: int
+    grids: dict[str, Grid]
+    batches: dict[str, int]
+
+
+def measure(model: Any, height: int, width: int, batch: int) -> Cost:
+    """Runs the skeleton of a denoiser once.
+
+    Args:
+        model: a supported denoiser; only its class and config are used.
+        height: of the latent.
+        width: of the latent.
+        batch: of the call.
+
+    Raises:
+        UnsupportedModelError: no example inputs are known for this model.
+    """
+    skeleton = on_meta(model)
+    inputs = denoiser_inputs(skeleton, height, width, batch=batch, device="meta")
+    plan = make_plan(skeleton, None)
+    install(skeleton, plan)
+    batches: dict[str, int] = {}
+    for layer in plan.layers:
+        note = partial(_note_batch, batches, layer.name)
+        skeleton.get_submodule(layer.name).register_forward_pre_hook(note)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        skeleton(**inputs)
+    grids = {layer.name: layer.grid for layer in plan.layers}
+    return Cost(counter.get_total_flops(), grids, batches)
+
+
+def _note_batch(batches: dict[str, int], name: str, _: nn.Module, args: tuple[Any, ...]) -> None:
+    batches[name] = args[0].shape[0]

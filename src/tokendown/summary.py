@@ -1,0 +1,220 @@
+"""What a patch does to a model at one size: every layer, before and after, in numbers."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ._errors import ConfigError
+from .adapters import families, skeleton
+from .adapters.plan import Layer, Plan
+from .adapters.skeleton import Cost
+from .config import PatchConfig
+from .flops import self_attention_flops
+from .patch import find_denoisers
+from .select import kept_tokens
+
+
+@dataclass(frozen=True)
+class LayerSummary:
+    """One self-attention layer.
+
+    Attributes:
+        name: dotted path in the denoiser.
+        grid: (height, width) of its tokens; None where it has none.
+        factor: linear; 1 is dense.
+        keys_before: N.
+        keys_after: kept, grid and anchors.
+        flops_before: projections and attention, of one denoiser call.
+        flops_after: the same when patched.
+        note: why it is left alone, or empty.
+    """
+
+    name: str
+    grid: tuple[int, int] | None
+    factor: int
+    keys_before: int
+    keys_after: int
+    flops_before: int
+    flops_after: int
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A model at one size; ``str()`` is a table, :meth:`to_dict` is JSON-ready.
+
+    Attributes:
+        model: class names of the denoisers.
+        patched: whether a patch is at work, or this is what the config would do.
+        config: the options, or None for a dense model.
+        height: of the image, pixels.
+        width: of the image, pixels.
+        batch: of the denoiser call; 2 is one image with classifier-free guidance.
+        layers: every self-attention layer.
+        step_flops_before: of one whole denoiser call, dense.
+    """
+
+    model: str
+    patched: bool
+    config: dict[str, Any] | None
+    height: int
+    width: int
+    batch: int
+    layers: list[LayerSummary]
+    step_flops_before: int
+
+    @property
+    def step_flops_after(self) -> int:
+        """Of one denoiser call inside the step window."""
+        return self.step_flops_before - sum(
+            layer.flops_before - layer.flops_after for layer in self.layers
+        )
+
+    @property
+    def predicted_speedup(self) -> float:
+        """Dense over patched FLOPs of one denoiser call inside the step window."""
+        return self.step_flops_before / self.step_flops_after
+
+    @property
+    def changes_anything(self) -> bool:
+        """Whether any layer has fewer keys at this size."""
+        return any(layer.factor > 1 for layer in self.layers)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as JSON types."""
+        return {
+            **asdict(self),
+            "step_flops_after": self.step_flops_after,
+            "predicted_speedup": self.predicted_speedup,
+        }
+
+    def __str__(self) -> str:
+        state = "patched" if self.patched else "not patched"
+        head = f"{self.model}, {self.width} x {self.height} pixels, batch {self.batch}, {state}"
+        rows: list[tuple[str, ...]] = [("layer", "grid", "factor", "keys", "GFLOP", "")]
+        rows += [_row(layer) for layer in self.layers]
+        widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+        table = [
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+            for row in rows
+        ]
+        return "\n".join([head, *table, self._foot()])
+
+    def _foot(self) -> str:
+        before, after = self.step_flops_before / 1e9, self.step_flops_after / 1e9
+        foot = (
+            f"one step: {before:,.1f} -> {after:,.1f} GFLOP, predicted speed-up "
+            f"{self.predicted_speedup:.2f}"
+        )
+        if self.config is not None and not self.changes_anything:
+            foot += "\nthe patch changes nothing at this size"
+        return foot
+
+
+def summary(
+    model: Any,
+    config: PatchConfig | None = None,
+    *,
+    height: int | None = None,
+    width: int | None = None,
+    batch: int = 2,
+) -> Summary:
+    """Lists every self-attention layer with grid, keys, FLOPs, and the predicted speed-up.
+
+    Runs the architecture once on the meta device: no weights are read, nothing is computed.
+
+    Args:
+        model: a pipeline or a denoiser, patched or not.
+        config: what to predict for an un-patched model; None describes it as it is.
+        height: of the image in pixels; None means the model's native size. For a denoiser on its
+            own a latent pixel counts as 8 x 8 pixels, as in Stable Diffusion.
+        width: likewise.
+        batch: of the denoiser call; 2 is one image with classifier-free guidance.
+
+    Raises:
+        ConfigError: the model has no native size and none was given, or it is too small.
+        UnsupportedModelError: no adapter knows the model.
+        NothingPatchedError: the config matches no layer.
+    """
+    scale = getattr(model, "vae_scale_factor", 8)
+    denoisers = find_denoisers(model, controlnet=True)
+    height, width = _size(denoisers[0], height, width, scale)
+    plans = {}
+    for index, denoiser in enumerate(denoisers):
+        plan = families.installed_plan(denoiser)
+        if plan is not None or index == 0:  # a ControlNet is shown when it is patched
+            plans[denoiser] = plan
+    layers: list[LayerSummary] = []
+    total = 0
+    for denoiser, plan in plans.items():
+        cost = skeleton.measure(denoiser, height // scale, width // scale, batch)
+        total += cost.flops
+        layers += _layers(plan or families.make_plan(denoiser, config), cost)
+    patched = any(plan is not None for plan in plans.values())
+    used = next((plan.config for plan in plans.values() if plan is not None), config)
+    return Summary(
+        model=" + ".join(type(denoiser).__name__ for denoiser in plans),
+        patched=patched,
+        config=None if used is None else used.to_dict(),
+        height=height,
+        width=width,
+        batch=batch,
+        layers=layers,
+        step_flops_before=total,
+    )
+
+
+def _size(denoiser: Any, height: int | None, width: int | None, scale: int) -> tuple[int, int]:
+    native = getattr(denoiser.config, "sample_size", None)
+    if native is None and (height is None or width is None):
+        raise ConfigError(
+            f"{type(denoiser).__name__} has no native size; give height and width in pixels"
+        )
+    rows, columns = (native, native) if isinstance(native, int) else (native or (0, 0))
+    height, width = height or rows * scale, width or columns * scale
+    if height < scale or width < scale:
+        raise ConfigError(f"expected at least {scale} x {scale} pixels, got {width} x {height}")
+    return height, width
+
+
+def _layers(plan: Plan, cost: Cost) -> list[LayerSummary]:
+    rows = [_layer(plan, layer, cost) for layer in plan.layers]
+    rows += [
+        LayerSummary(name, None, 1, 0, 0, 0, 0, reason) for name, reason in plan.left_alone.items()
+    ]
+    return rows
+
+
+def _layer(plan: Plan, layer: Layer, cost: Cost) -> LayerSummary:
+    grid, batch = cost.grids[layer.name], cost.batches[layer.name]
+    factor = layer.factor(grid)
+    keys = kept_tokens(grid, factor, plan.config.anchors or 0, plan.config.method)
+    before, after = (
+        batch * self_attention_flops(grid.tokens, kept, layer.channels, layer.heads, layer.head_dim)
+        for kept in (grid.tokens, keys)
+    )
+    note = layer.reason or ("" if factor > 1 else str(layer.rule or ""))
+    return LayerSummary(
+        layer.name,
+        (grid.height, grid.width),
+        factor,
+        grid.tokens,
+        keys,
+        before,
+        after,
+        note,
+    )
+
+
+def _row(layer: LayerSummary) -> tuple[str, ...]:
+    if layer.grid is None:
+        return (layer.name, "", "", "", "", layer.note)
+    return (
+        layer.name,
+        f"{layer.grid[0]}x{layer.grid[1]}",
+        str(layer.factor),
+        f"{layer.keys_before} -> {layer.keys_after}",
+        f"{layer.flops_before / 1e9:,.2f} -> {layer.flops_after / 1e9:,.2f}",
+        layer.note,
+    )
