@@ -27,40 +27,43 @@ from paper.terrain import Site
 from torch import Tensor
 from torch.nn import functional
 
-from tokendown.attention import key_norm
 from tokendown.grid import Grid
 from tokendown.select import Selection, select, select_tokens
 
 TOKENS = 1024  # only the layers with a 32 x 32 grid are patched, the smaller ones stay dense
-ALWAYS = 1  # anchors are chosen anew in every step
+INPUT_NORM = "input norm"
 
 # Scores: (site, query, key) -> [B, heads or 1, N]; the largest become anchors
 
 Score = Callable[[Site, Tensor, Tensor], Tensor]
 
 
+def _norm(x: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(x, dim=-1)
+
+
 def _key_norm_per_head(site: Site, query: Tensor, key: Tensor) -> Tensor:
-    return key_norm(key)
+    return _norm(key)
 
 
 def _key_norm_shared(site: Site, query: Tensor, key: Tensor) -> Tensor:
-    return key_norm(key.transpose(1, 2).flatten(2))[:, None]
+    return _norm(key.transpose(1, 2).flatten(2))[:, None]
 
 
 def _input_norm(site: Site, query: Tensor, key: Tensor) -> Tensor:
     """Before the block's norm layer: the residual stream."""
-    return key_norm(site.block_input)[:, None]
+    return _norm(site.block_input)[:, None]
 
 
 def _normed_input_norm(site: Site, query: Tensor, key: Tensor) -> Tensor:
     """After the block's norm layer, which is a GroupNorm here and leaves tokens their length."""
-    return key_norm(site.normed_input)[:, None]
+    return _norm(site.normed_input)[:, None]
 
 
 def _layer_normed_input_norm(site: Site, query: Tensor, key: Tensor) -> Tensor:
     """What would be left if the block had a LayerNorm; centred, else every norm is the same."""
     x = functional.layer_norm(site.block_input, site.block_input.shape[-1:])
-    return key_norm(x - x.mean(1, keepdim=True))[:, None]
+    return _norm(x - x.mean(1, keepdim=True))[:, None]
 
 
 def _mean_query(site: Site, query: Tensor, key: Tensor) -> Tensor:
@@ -84,7 +87,7 @@ def _random(site: Site, query: Tensor, key: Tensor) -> Tensor:
 SCORES: dict[str, Score] = {
     "key norm, per head": _key_norm_per_head,
     "key norm, all heads": _key_norm_shared,
-    "input norm": _input_norm,
+    INPUT_NORM: _input_norm,
     "normed input norm": _normed_input_norm,
     "layer-normed input norm": _layer_normed_input_norm,
     "mean query": _mean_query,
@@ -115,7 +118,7 @@ class Setting:
     score: str = "key norm, per head"
     phase: str = "top-left"
     bias: bool = True
-    refresh: int = ALWAYS
+    refresh: int = 1
     share: str = "none"
 
 
@@ -164,50 +167,46 @@ class KeptKeys:
 
 
 def _settings() -> Iterator[tuple[str, Setting]]:
-    """(experiment, setting), duplicates removed later."""
+    """(experiment, setting); a setting may be part of several experiments, it runs once."""
     for factor in (2, 4, 8):
         for phase in ("top-left", "bottom-right", "mean"):
             yield "phase", Setting(factor, phase=phase)
-        for anchors in (0, 1, 2, 4, 8, 16, 32, 64):
+        for anchors in (0, 1, 2, 4, 8, 16, 32, 64) if factor == 4 else (8, 16, 32):
             yield "anchors", Setting(factor, anchors)
-        for anchors in (8, 32):
-            yield "no log m", Setting(factor, anchors, bias=False)
+        yield "no log m", Setting(factor, 32, bias=False)
     yield "phase", Setting(4, 32, phase="mean")
     for anchors in (8, 16, 32):
         for score in SCORES:
             yield "score", Setting(4, anchors, score)
-    for anchors in (16, 32):
-        for score in ("key norm, all heads", "input norm"):
-            for refresh in (2, 3, 5):
-                yield "reuse over steps", Setting(4, anchors, score, refresh=refresh)
-            for share in ("stage", "all"):
-                yield "reuse over layers", Setting(4, anchors, score, share=share)
-            yield "reuse over both", Setting(4, anchors, score, refresh=5, share="all")
+    for anchors, score in ((32, INPUT_NORM), (16, INPUT_NORM), (32, "key norm, all heads")):
+        for refresh in (2, 3, 5):
+            yield "reuse over steps", Setting(4, anchors, score, refresh=refresh)
+        for share in ("stage", "all"):
+            yield "reuse over layers", Setting(4, anchors, score, share=share)
+        yield "reuse over both", Setting(4, anchors, score, refresh=5, share="all")
 
 
-def errors(seeds: int, batch: int, steps: int) -> list[dict[str, Any]]:
-    """One record a setting: the relative error of every seed, median first."""
+def errors(seeds: int, steps: int) -> Iterator[list[dict[str, Any]]]:
+    """After every seed, one record a setting with the relative errors so far."""
     net = terrain.load()
-    options: dict[str, Any] = {"batch": batch, "steps": steps}
     settings = [*dict.fromkeys(_settings())]
     found: dict[Setting, list[float]] = {setting: [] for _, setting in settings}
     for seed in range(seeds):
-        wanted = terrain.sample(net, seed=seed, **options)
+        wanted = terrain.sample(net, seed=seed, steps=steps)
         for setting, runs in found.items():
             keys = KeptKeys(setting)
-            output = terrain.sample(net, keys, seed=seed, on_step=keys.on_step, **options)
+            output = terrain.sample(net, keys, seed=seed, steps=steps, on_step=keys.on_step)
             runs.append(terrain.relative_error(output, wanted))
-        print(f"seed {seed} done", flush=True)
-    return [
-        {"experiment": name, **asdict(setting), **_spread(found[setting])}
-        for name, setting in settings
-    ]
+        yield [
+            {"experiment": name, **asdict(setting), **_spread(found[setting])}
+            for name, setting in settings
+        ]
 
 
-def overlap(batch: int, steps: int, score: str = "input norm") -> dict[str, Any]:
+def overlap(steps: int, score: str) -> dict[str, Any]:
     """How far 32 anchors chosen in the first step, or layer, are those of the later ones."""
     keys = KeptKeys(Setting(4, 32, score))
-    terrain.sample(terrain.load(), keys, batch=batch, steps=steps, on_step=keys.on_step)
+    terrain.sample(terrain.load(), keys, batch=2, steps=steps, on_step=keys.on_step)
     chosen = {(step, layer): index[:, 0].tolist() for step, layer, index in keys.history}
     layers = sorted({layer for _, layer in chosen})
 
@@ -271,9 +270,9 @@ def cost(rounds: int) -> list[dict[str, Any]]:
         "attention, 4096 + 32 keys": lambda: attention(4096),
         "attention, 1024 + 32 keys": lambda: attention(1024),
         "projection of all keys": lambda: x @ to_k.T,
-        "key norm, per head, of keys given": lambda: key_norm(key),
-        "key norm, all heads, with projection": lambda: key_norm(x @ to_k.T),
-        "input norm": lambda: key_norm(x),
+        "key norm, per head, of keys given": lambda: _norm(key),
+        "key norm, all heads, with projection": lambda: _norm(x @ to_k.T),
+        "input norm": lambda: _norm(x),
         "mean query": mean_query,
         "received, 64 queries, with projection": received,
         "top 32 of 16384, all heads": lambda: select(shared, grid, 2, anchors=32),
@@ -331,22 +330,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path, required=True, help="where to write the record")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--rounds", type=int, default=7, help="of the timing")
     args = parser.parse_args()
+    args.json.parent.mkdir(parents=True, exist_ok=True)
     with torch.inference_mode():
-        record = {
+        record: dict[str, Any] = {
             "settings": {k: v for k, v in vars(args).items() if k != "json"},
             "environment": _environment(),
             "cost": cost(args.rounds),
-            "overlap": overlap(args.batch, args.steps),
-            "errors": errors(args.seeds, args.batch, args.steps),
+            "overlap": [overlap(args.steps, s) for s in (INPUT_NORM, "key norm, all heads")],
         }
-    print(_table(record["cost"]))
-    print(_table(record["errors"]))
-    args.json.parent.mkdir(parents=True, exist_ok=True)
-    args.json.write_text(json.dumps(record, indent=1) + "\n")
+        print(_table(record["cost"]), flush=True)
+        for record["errors"] in errors(args.seeds, args.steps):
+            print(f"{_table(record['errors'])}\n", flush=True)
+            args.json.write_text(json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":

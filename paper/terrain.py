@@ -74,17 +74,17 @@ def sample(
     attend: Attend = dense,
     *,
     seed: int = 0,
-    batch: int = 2,
+    batch: int = 1,
     steps: int = 5,
     on_step: Callable[[int], None] = lambda step: None,
 ) -> Tensor:
-    """Multistep consistency sampling; the noise depends on ``seed`` only.
+    """Multistep consistency sampling; noise and labels depend on ``seed`` only.
 
     Args:
         net: from :func:`load`.
         attend: used in every attention layer.
-        seed: of the noise.
-        batch: images; their difficulty labels are spread over (0, 1).
+        seed: of the noise and of the difficulty labels, uniform in [0, 1).
+        batch: images.
         steps: calls of the network, on the Karras schedule from sigma 80 to 0.002.
         on_step: called with the number of each step before it.
 
@@ -95,7 +95,7 @@ def sample(
     """
     noise = torch.Generator().manual_seed(seed)
     shape = (batch, 1, 128, 128)
-    label = (torch.arange(batch) + 0.5) / batch
+    label = torch.rand(batch, generator=noise)
     net.set_attention(attend)
     image = torch.zeros(shape)
     with torch.inference_mode():
