@@ -1,0 +1,175 @@
+"""What the compatibility tests have in common: an oracle, and the order of things.
+
+The oracle is dense attention by whatever processor is installed, told with an additive mask which
+keys do not count and how much the others do. It shares no code with tokendown: it drops nothing,
+projects every key, and is not told the grid by a hook but by the test.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from math import log, prod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tokendown import apply_patch, is_patched, remove_patch
+
+Size = tuple[int, int]
+
+# A 16 x 12 latent: neither square nor free of odd sizes further down.
+LATENT: Size = (16, 12)
+FACTORS = {1: 2, 2: 2}
+GRIDS: Mapping[Size, int] = {(16, 12): 2, (8, 6): 2}
+ANCHORS = 3
+
+
+class MaskedDense:
+    """A processor that masks keys for the one it wraps.
+
+    Args:
+        inner: the installed processor.
+        grids: grid to factor; other token counts stay dense.
+        anchors: how many keys off the grid count too.
+    """
+
+    def __init__(self, inner: Any, grids: Mapping[Size, int], anchors: int) -> None:
+        self.inner = inner
+        self.grids = {prod(size): (size, factor) for size, factor in grids.items()}
+        self.anchors = anchors
+        self.lengths: Tensor | None = None
+
+    def note_lengths(self, norm: nn.Module, args: tuple[Tensor, ...]) -> None:
+        """The anchors are the longest tokens before the norm."""
+        self.lengths = args[0].detach().float().square().sum(-1).sqrt()
+
+    def __call__(
+        self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, temb=None
+    ):
+        found = self.grids.get(hidden_states.shape[1])
+        if found is None:
+            return self.inner(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
+        mask = self.mask(*found).to(hidden_states.dtype)
+        if attention_mask is not None:
+            mask = mask + attention_mask
+        return self.inner(attn, hidden_states, encoder_hidden_states, mask, temb)
+
+    def mask(self, size: Size, factor: int) -> Tensor:
+        """[batch, 1, tokens], added to the logits."""
+        on_grid = torch.zeros(size, dtype=torch.bool)
+        on_grid[::factor, ::factor] = True
+        on_grid = on_grid.flatten()
+        mask = torch.full_like(self.lengths, -torch.inf)
+        mask[:, on_grid] = 2 * log(factor)
+        if self.anchors:
+            off_grid = self.lengths.masked_fill(on_grid, -torch.inf)
+            mask.scatter_(1, off_grid.topk(self.anchors).indices, 0.0)
+        return mask[:, None]
+
+
+def self_attention(model: nn.Module) -> Iterator[tuple[nn.Module, nn.Module]]:
+    """Blocks of spatial tokens and their self-attention, found by name only."""
+    for name, block in model.named_modules():
+        if hasattr(block, "attn1") and not any(
+            part in name for part in ("motion_modules", "temporal", "temp_")
+        ):
+            yield block, block.attn1
+
+
+@contextmanager
+def oracle(
+    model: nn.Module, grids: Mapping[Size, int] = GRIDS, anchors: int = ANCHORS
+) -> Iterator[None]:
+    """What a patch should do, by dense attention with a mask."""
+    handles, processors = [], []
+    for block, attention in self_attention(model):
+        masked = MaskedDense(attention.processor, grids, anchors)
+        handles.append(block.norm1.register_forward_pre_hook(masked.note_lengths))
+        processors.append((attention, attention.processor))
+        attention.processor = masked
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        for attention, processor in processors:
+            attention.processor = processor
+
+
+def assert_composes(
+    target: Any,
+    run: Callable[[], Tensor],
+    on: Callable[[], Any] | None = None,
+    off: Callable[[], Any] | None = None,
+    *,
+    model: nn.Module | None = None,
+    grids: Mapping[Size, int] = GRIDS,
+    factors: Mapping[int, int] = FACTORS,
+    anchors: int = ANCHORS,
+    tolerance: float = 2e-4,
+    **options: Any,
+) -> None:
+    """A feature and a patch, in both orders, against the feature with the oracle.
+
+    Args:
+        target: pipeline or denoiser, in the state where the feature is off.
+        run: its output.
+        on: switches the feature on; None where it is what ``run`` does.
+        off: switches it off; None where there is no way back.
+        model: the network for the oracle; None means the denoiser of ``target``.
+        grids: what the oracle does: grid to factor.
+        factors: what the patch is asked for.
+        anchors: of both.
+        tolerance: relative, to the largest value.
+        **options: further options of the patch.
+    """
+    options = {"factor": dict(factors), "anchors": anchors, **options}
+    network = model if model is not None else _network(target)
+
+    def close(got: Tensor, want: Tensor) -> None:
+        assert torch.isfinite(want).all()
+        torch.testing.assert_close(got, want, rtol=0, atol=tolerance * want.abs().max().item())
+
+    plain = run()
+    if on is not None:  # patch first
+        apply_patch(target, **options)
+        patched_plain = run()
+        on()
+        patch_first = run()
+        if off is not None:
+            off()
+            close(run(), patched_plain)
+            remove_patch(target)
+            close(run(), plain)
+            on()
+        else:
+            remove_patch(target)
+    dense = run()
+    if on is not None:
+        assert not torch.equal(dense, plain), "the feature does nothing"
+        assert not torch.equal(patch_first, patched_plain), "the feature does nothing when patched"
+    with oracle(network, grids, anchors):
+        want = run()
+    assert not torch.equal(want, dense), "the oracle does nothing"
+    if on is not None:
+        close(patch_first, want)
+    with apply_patch(target, **options):  # feature first
+        feature_first = run()
+        assert not torch.equal(feature_first, dense), "the patch does nothing"
+    close(feature_first, want)
+    assert not is_patched(target)
+    assert torch.equal(run(), dense)
+    if off is not None:
+        apply_patch(target, **options)
+        off()
+        close(run(), patched_plain)
+        remove_patch(target)
+        close(run(), plain)
+
+
+def _network(target: Any) -> nn.Module:
+    if isinstance(target, nn.Module):
+        return target
+    return getattr(target, "unet", None) or target.transformer
