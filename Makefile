@@ -1,0 +1,36 @@
+# make test and make demo set up what they need in .venv; nothing outside this folder is touched.
+PYTHON ?= python3
+BIN := .venv/bin
+# Two workers with one thread each beat one worker with two threads on tiny models.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+.PHONY: setup test check demo bench table clean
+
+setup: .venv/.done
+
+.venv/.done: pyproject.toml constraints.txt scripts/fetch_terrain.py
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "set-up pins packages for Python 3.11 or newer; run: make PYTHON=python3.11")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python scripts/fetch_terrain.py
+	@touch $@
+
+test: setup check
+	$(PYTEST)
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+demo: setup
+	$(BIN)/tokendown generate "a red heart" --compare --size 512x512 --out out/demo
+
+bench: setup
+	$(BIN)/python benchmarks/unet_step.py
+
+table: setup
+	$(BIN)/python scripts/compat_table.py
+
+clean:
+	rm -rf .venv .cache out
