@@ -53,7 +53,7 @@ def attend(
     Raises:
         GridError: the keys are not grid.tokens + exact.
 
-    Source: arXiv:2402.13573 (grid only); docs/design.md, "The one formula".
+    Source: arXiv:2402.13573 (grid only); docs/how-it-works.md, "The one formula".
     """
     if key.shape[-2] != grid.tokens + exact:
         raise GridError(

@@ -42,7 +42,7 @@ class PatchConfig:
     Raises:
         ConfigError: a value is out of its range.
 
-    Source: Smith, Saxena, Saha 2024, arXiv:2402.13573 (grid); docs/design.md (anchors).
+    Source: Smith, Saxena, Saha 2024, arXiv:2402.13573 (grid); docs/how-it-works.md (anchors).
     """
 
     preset: Preset = "auto"

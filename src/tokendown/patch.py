@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -10,7 +11,7 @@ from torch import nn
 from ._errors import ConfigError, UnsupportedModelError
 from .adapters import families, schedule
 from .adapters.plan import Clock, Plan
-from .config import PatchConfig
+from .config import AUTO_BUDGET, Method, PatchConfig, Preset
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -76,31 +77,49 @@ class Patch:
             )  # fmt: skip
 
 
-def apply_patch(model: Any, config: PatchConfig | None = None, /, **options: Any) -> Patch:
+def apply_patch(
+    model: Any,
+    config: PatchConfig | None = None,
+    /,
+    *,
+    preset: Preset = "auto",
+    factor: int | Mapping[int, int] | None = None,
+    budget: int = AUTO_BUDGET,
+    anchors: int | None = None,
+    method: Method = "nearest",
+    start: float = 0.0,
+    stop: float = 1.0,
+    controlnet: bool = False,
+) -> Patch:
     """Lets self-attention use fewer keys and values, in place. Applying again replaces.
 
     Args:
         model: a diffusers pipeline or its denoiser (U-Net or transformer).
-        config: options as an object; alternatively give them by name:
-        **options: the fields of :class:`PatchConfig`: ``preset="auto"``, ``factor=None``,
-            ``budget=4096``, ``anchors=32`` (0 with ``preset="paper"``), ``method="nearest"``,
-            ``start=0.0``, ``stop=1.0``, ``controlnet=False``.
+        config: all options as one object, instead of by name.
+        preset: "auto", or "paper" for ToDo as published. This and the following are the fields of
+            :class:`PatchConfig`, which says more about each.
+        factor: linear, >= 1, instead of the preset's choice; or a dict from downsampling to factor.
+        budget: most grid keys that a layer may keep, >= 1.
+        anchors: tokens kept besides the grid, >= 0; None means 32, or 0 with preset "paper".
+        method: "nearest" or "mean".
+        start: fraction of the schedule at which the patch becomes active.
+        stop: fraction of the schedule from which it is inactive again.
+        controlnet: patch the ControlNets of a pipeline as well.
 
     Returns:
         A handle; ``.remove()`` or leaving a ``with`` block restores the model exactly.
 
     Raises:
-        ConfigError: options are unknown, out of range, or given in both forms.
+        ConfigError: options are out of range, or given in both forms.
         UnsupportedModelError: no adapter knows the model.
         NothingPatchedError: no layer matches; the message says where self-attention is.
 
     Source: arXiv:2402.13573 for the grid; docs/how-it-works.md for anchors and multiplicities.
     """
-    if config is not None and options:
-        raise ConfigError(
-            f"expected a PatchConfig or options by name, got both ({sorted(options)})"
-        )
-    config = config or PatchConfig.from_dict(options)
+    options = PatchConfig(preset, factor, budget, anchors, method, start, stop, controlnet)
+    if config is not None and options != PatchConfig():
+        raise ConfigError(f"expected a PatchConfig or options by name, got both: {options}")
+    config = config or options
     patch = Patch(find_denoisers(model, config.controlnet), config, _scheduler_of(model))
     patch._install()
     return patch
