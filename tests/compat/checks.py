@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from tokendown import apply_patch, is_patched, remove_patch
+from tokendown.patch import find_denoisers
 
 Size = tuple[int, int]
 
@@ -104,7 +105,7 @@ def assert_composes(
     on: Callable[[], Any] | None = None,
     off: Callable[[], Any] | None = None,
     *,
-    model: nn.Module | None = None,
+    visible: bool = True,
     grids: Mapping[Size, int] = GRIDS,
     factors: Mapping[int, int] = FACTORS,
     anchors: int = ANCHORS,
@@ -118,7 +119,7 @@ def assert_composes(
         run: its output.
         on: switches the feature on; None where it is what ``run`` does.
         off: switches it off; None where there is no way back.
-        model: the network for the oracle; None means the denoiser of ``target``.
+        visible: whether the feature changes the output at all.
         grids: what the oracle does: grid to factor.
         factors: what the patch is asked for.
         anchors: of both.
@@ -126,50 +127,45 @@ def assert_composes(
         **options: further options of the patch.
     """
     options = {"factor": dict(factors), "anchors": anchors, **options}
-    network = model if model is not None else _network(target)
 
     def close(got: Tensor, want: Tensor) -> None:
         assert torch.isfinite(want).all()
         torch.testing.assert_close(got, want, rtol=0, atol=tolerance * want.abs().max().item())
 
     plain = run()
-    if on is not None:  # patch first
+    dense = None
+    if on is not None and off is not None:
+        on()
+        dense = run()
+        off()
+        close(run(), plain)
+    if on is not None:  # the patch comes first and goes first
         apply_patch(target, **options)
         patched_plain = run()
         on()
         patch_first = run()
-        if off is not None:
-            off()
-            close(run(), patched_plain)
-            remove_patch(target)
-            close(run(), plain)
-            on()
-        else:
-            remove_patch(target)
-    dense = run()
-    if on is not None:
+        remove_patch(target)
+        if visible:
+            assert not torch.equal(patch_first, patched_plain), "the feature does nothing"
+    if dense is None:
+        dense = run()
+    assert torch.equal(run(), dense)
+    if on is not None and visible:
         assert not torch.equal(dense, plain), "the feature does nothing"
-        assert not torch.equal(patch_first, patched_plain), "the feature does nothing when patched"
-    with oracle(network, grids, anchors):
+    with oracle(find_denoisers(target)[0], grids, anchors):
         want = run()
     assert not torch.equal(want, dense), "the oracle does nothing"
     if on is not None:
         close(patch_first, want)
-    with apply_patch(target, **options):  # feature first
+    with apply_patch(target, **options):  # the feature comes first and goes last
         feature_first = run()
         assert not torch.equal(feature_first, dense), "the patch does nothing"
     close(feature_first, want)
     assert not is_patched(target)
     assert torch.equal(run(), dense)
-    if off is not None:
+    if off is not None:  # the feature comes first and goes first
         apply_patch(target, **options)
         off()
         close(run(), patched_plain)
         remove_patch(target)
         close(run(), plain)
-
-
-def _network(target: Any) -> nn.Module:
-    if isinstance(target, nn.Module):
-        return target
-    return getattr(target, "unet", None) or target.transformer

@@ -1,0 +1,158 @@
+"""torch.compile, with backends that need no C++ compiler: what is tested is the tracing."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tests import tiny
+from torch._dynamo.testing import CompileCounter
+
+from tokendown import apply_patch, remove_patch
+
+from .builders import one_level_unet
+from .checks import ANCHORS, LATENT, oracle
+
+PATCH = {"factor": 2, "anchors": ANCHORS}
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def expectations(unet, *size):
+    """Dense, and what the patch should do."""
+    dense = tiny.run(unet, *size)
+    with oracle(unet, {size: 2}):
+        want = tiny.run(unet, *size)
+    assert (want - dense).abs().max() > 0.01
+    return dense, want
+
+
+def assert_near(got, want) -> None:
+    torch.testing.assert_close(got, want, rtol=0, atol=2e-4 * want.abs().max().item())
+
+
+@pytest.mark.compat("torch.compile, whole model", note="fullgraph; patch before compilation")
+def test_whole_model_compiled_when_patched():
+    unet = one_level_unet()
+    dense, want = expectations(unet, *LATENT)
+    patch = apply_patch(unet, **PATCH)
+    eager = tiny.run(unet, *LATENT)
+    compiled = torch.compile(unet, fullgraph=True, backend="aot_eager")
+    assert_near(tiny.run(unet, *LATENT), eager)
+    got = tiny.flatten(compiled(**tiny.inputs(unet, *LATENT)))
+    assert_near(got, eager)
+    assert_near(got, want)
+    patch.remove()
+    with torch.no_grad():
+        assert_near(tiny.flatten(compiled(**tiny.inputs(unet, *LATENT))), dense)
+    assert torch.equal(tiny.run(unet, *LATENT), dense)
+
+
+@pytest.mark.compat(
+    "torch.compile: patch and remove after compilation", note="and again with other options"
+)
+@torch.no_grad()
+def test_patching_and_removing_after_compilation():
+    unet = one_level_unet()
+    dense, want = expectations(unet, *LATENT)
+    compiled = torch.compile(unet, fullgraph=True, backend="eager")
+
+    def run():
+        return tiny.flatten(compiled(**tiny.inputs(unet, *LATENT)))
+
+    assert_near(run(), dense)
+    apply_patch(compiled, **PATCH)  # through the wrapper that torch.compile returns
+    assert_near(run(), want)
+    apply_patch(compiled, factor=2, anchors=0)
+    without_anchors = run()
+    assert_near(without_anchors, tiny.run(unet, *LATENT))
+    assert (without_anchors - want).abs().max() > 0.001
+    apply_patch(unet, **PATCH)
+    assert_near(run(), want)
+    remove_patch(compiled)
+    assert torch.equal(run(), dense)
+
+
+@pytest.mark.compat("compile_repeated_blocks", note="patch before, after, and remove")
+@pytest.mark.parametrize("patched_first", [True, False])
+@torch.no_grad()
+def test_repeated_blocks(patched_first):
+    unet = one_level_unet()
+    dense, want = expectations(unet, *LATENT)
+    if patched_first:
+        apply_patch(unet, **PATCH)
+    unet.compile_repeated_blocks(fullgraph=True, backend="eager")
+    if not patched_first:
+        assert_near(tiny.run(unet, *LATENT), dense)
+        apply_patch(unet, **PATCH)
+    assert_near(tiny.run(unet, *LATENT), want)
+    remove_patch(unet)
+    assert torch.equal(tiny.run(unet, *LATENT), dense)
+
+
+@pytest.mark.compat("compile_repeated_blocks: blocks share graphs", note="as many as dense")
+@torch.no_grad()
+def test_repeated_blocks_share_graphs():
+    """Blocks of one shape share one graph when patched, as they do when dense."""
+
+    def graphs(patched: bool) -> int:
+        torch._dynamo.reset()
+        unet = one_level_unet(layers_per_block=3)
+        if patched:
+            apply_patch(unet, **PATCH)
+        counter = CompileCounter()
+        unet.compile_repeated_blocks(fullgraph=True, backend=counter)
+        tiny.run(unet, *LATENT)
+        return counter.frame_count
+
+    assert graphs(patched=True) <= graphs(patched=False) + 1
+
+
+@pytest.mark.compat("torch.compile: no recompilation between steps", note="a pipeline of 3 steps")
+@pytest.mark.parametrize("window", [{}, {"start": 0.3, "stop": 0.7}], ids=["always", "window"])
+def test_steps_of_one_size_share_a_graph(tokenizer_folder, window):
+    """One graph serves a whole schedule; a step window adds one for the dense steps."""
+    pipe = tiny.sd_pipeline(tokenizer_folder, unet=one_level_unet())
+    with apply_patch(pipe, **PATCH, **window):
+        eager = tiny.image_of(pipe, steps=4, size=24, output_type="latent")
+        counter = CompileCounter()
+        unet = pipe.unet
+        pipe.unet = torch.compile(unet, fullgraph=True, backend=counter)
+        assert_near(tiny.image_of(pipe, steps=4, size=24, output_type="latent"), eager)
+        first = counter.frame_count
+        with torch._dynamo.config.patch(error_on_recompile=True):
+            again = tiny.image_of(pipe, steps=4, size=24, output_type="latent")
+    assert_near(again, eager)
+    assert first == (2 if window else 1)
+    pipe.unet = unet
+    assert not torch.equal(tiny.image_of(pipe, steps=4, size=24, output_type="latent"), eager)
+
+
+@pytest.mark.compat("torch.compile: other sizes", note="at most one more graph a size")
+@torch.no_grad()
+def test_a_new_size_is_a_new_graph_and_right():
+    unet = one_level_unet()
+    sizes = [(16, 12), (12, 16), (8, 20)]
+    wants = {size: expectations(unet, *size)[1] for size in sizes}
+    apply_patch(unet, **PATCH)
+    counter = CompileCounter()
+    compiled = torch.compile(unet, fullgraph=True, backend=counter)
+    for size in sizes + sizes:
+        assert_near(tiny.flatten(compiled(**tiny.inputs(unet, *size))), wants[size])
+    assert counter.frame_count <= len(sizes)
+
+
+@pytest.mark.compat("torch.compile: dynamic=True", note="right at every size")
+@torch.no_grad()
+def test_dynamic_shapes():
+    unet = one_level_unet()
+    sizes = [(16, 12), (8, 20)]
+    wants = {size: expectations(unet, *size)[1] for size in sizes}
+    apply_patch(unet, **PATCH)
+    compiled = torch.compile(unet, dynamic=True, backend="eager")
+    for size in sizes:
+        assert_near(tiny.flatten(compiled(**tiny.inputs(unet, *size))), wants[size])
