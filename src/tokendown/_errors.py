@@ -5,6 +5,8 @@
   + GridError (also ValueError)              token count and image grid disagree
   + UnsupportedModelError (also TypeError)   no adapter knows this model
   + NothingPatchedError                      the model is known, but no layer matched
+  + LoadError                                a model, LoRA or picture file cannot be used
+  + GenerateError                            a picture could not be made or saved
 """
 
 
@@ -26,3 +28,11 @@ class UnsupportedModelError(TokendownError, TypeError):
 
 class NothingPatchedError(TokendownError):
     """The model is known, but no self-attention layer matched the request."""
+
+
+class LoadError(TokendownError):
+    """A model, a LoRA or a picture that was named cannot be read."""
+
+
+class GenerateError(TokendownError):
+    """A picture could not be made or saved: out of memory, a full disk."""

@@ -119,6 +119,7 @@ def summary(
     height: int | None = None,
     width: int | None = None,
     batch: int = 2,
+    scale: int | None = None,
 ) -> Summary:
     """Lists every self-attention layer with grid, keys, FLOPs, and the predicted speed-up.
 
@@ -127,17 +128,18 @@ def summary(
     Args:
         model: a pipeline or a denoiser, patched or not.
         config: what to predict for an un-patched model; None describes it as it is.
-        height: of the image in pixels; None means the model's native size. For a denoiser on its
-            own a latent pixel counts as 8 x 8 pixels, as in Stable Diffusion.
+        height: of the image in pixels; None means the model's native size.
         width: likewise.
         batch: of the denoiser call; 2 is one image with classifier-free guidance.
+        scale: pixels a latent pixel, per side; None means the pipeline's own, and 8 for a denoiser
+            on its own, as in Stable Diffusion.
 
     Raises:
         ConfigError: the model has no native size and none was given, or it is too small.
         UnsupportedModelError: no adapter knows the model.
         NothingPatchedError: the config matches no layer.
     """
-    scale = getattr(model, "vae_scale_factor", 8)
+    scale = scale if scale is not None else int(getattr(model, "vae_scale_factor", 8))
     denoisers = find_denoisers(model, controlnet=True)
     height, width = _size(denoisers[0], height, width, scale)
     plans = {}

@@ -1,0 +1,84 @@
+"""An architecture without weights, from its configuration files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import builtin
+from ._errors import LoadError
+from .sources import first_line, kind_of, need_diffusers
+
+
+def load_skeleton(model: str = builtin.NAME) -> tuple[Any, int | None]:
+    """A denoiser on the meta device, from its configuration alone.
+
+    Args:
+        model: "built-in", a Hub id, a pipeline folder with at least ``unet/config.json`` or
+            ``transformer/config.json``, or the folder of a denoiser.
+
+    Returns:
+        The denoiser, and pixels a latent pixel per side (None where no VAE tells).
+
+    Raises:
+        LoadError: no such configuration.
+    """
+    need_diffusers()
+    folder = builtin.trained_folder()
+    if model == builtin.NAME and folder is None:
+        pipe = builtin.random_pipeline()
+        return pipe.unet, pipe.vae_scale_factor
+    source = str(folder) if model == builtin.NAME else model
+    kind = kind_of(source)
+    if kind == "file":
+        raise LoadError(f"{model} is a single file; give the folder or Hub id it was made from")
+    for name in ("unet", "transformer", None):
+        settings = _config(source, kind, name)
+        if settings is not None:
+            scale = _vae_scale(_config(source, kind, "vae")) if name else None
+            return _on_meta(settings, model), scale
+    where = "unet/config.json or transformer/config.json"
+    if kind == "hub":
+        raise LoadError(f"no folder {model} here, and the Hub gave no {where} of that name")
+    raise LoadError(f"no {where} in {model}")
+
+
+def _config(source: str, kind: str, part: str | None) -> dict[str, Any] | None:
+    """``config.json`` of one part, or None where there is none."""
+    from diffusers import ModelMixin
+
+    if kind == "folder":
+        path = Path(source).expanduser() / (part or "")
+        if not (path / "config.json").is_file():
+            return None
+        source, part = str(path), None
+    try:
+        settings: dict[str, Any] = ModelMixin.load_config(source, subfolder=part)
+    except OSError as error:
+        if kind == "hub":
+            return None
+        raise LoadError(f"{source}/config.json: {first_line(error)}") from error
+    return settings
+
+
+def _on_meta(settings: dict[str, Any], model: str) -> Any:
+    import diffusers
+
+    kind: Any = getattr(diffusers, str(settings.get("_class_name")), None)
+    if not (isinstance(kind, type) and issubclass(kind, diffusers.ModelMixin)):
+        raise LoadError(f"{model}: diffusers has no model class {settings.get('_class_name')}")
+    try:
+        with torch.device("meta"):
+            return kind.from_config(settings)  # type: ignore[attr-defined]
+    except Exception as error:  # a third party's configuration can be wrong in any way
+        raise LoadError(f"cannot build {kind.__name__} of {model}: {first_line(error)}") from error
+
+
+def _vae_scale(settings: dict[str, Any] | None) -> int | None:
+    """Pixels a latent pixel, as diffusers' pipelines count it."""
+    if settings is None:
+        return None
+    levels = settings.get("block_out_channels") or settings.get("encoder_block_out_channels")
+    return None if levels is None else int(2 ** (len(levels) - 1))
