@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import diffusers
+import torch
 from tests import tiny
+from torch import Tensor
 
 
 def one_level_unet(seed: int = 0, **options: Any) -> diffusers.UNet2DConditionModel:
@@ -22,3 +24,59 @@ def one_level_unet(seed: int = 0, **options: Any) -> diffusers.UNet2DConditionMo
             **options,
         },
     )
+
+
+def ip_adapter(unet: Any, plus: bool = False, seed: int = 0) -> dict[str, dict[str, Tensor]]:
+    """An IP-Adapter checkpoint for a U-Net, in the layout of the published files.
+
+    Args:
+        unet: its cross-attention gets a key and a value projection each.
+        plus: image features of several tokens through a resampler, as in "IP-Adapter Plus".
+        seed: of the weights.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def noise(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator) * 0.5
+
+    text = unet.config.cross_attention_dim
+    attention: dict[str, Tensor] = {}
+    for index, (name, processor) in enumerate(unet.attn_processors.items()):
+        module = unet.get_submodule(name.removesuffix(".processor"))
+        if processor is not None and ".attn2." in name:
+            for part in ("to_k_ip", "to_v_ip"):
+                attention[f"{index}.{part}.weight"] = noise(module.inner_dim, text)
+    image = 6  # width of the image embedding
+    if not plus:
+        projection = {
+            "proj.weight": noise(4 * text, image),
+            "proj.bias": noise(4 * text),
+            "norm.weight": torch.ones(text),
+            "norm.bias": torch.zeros(text),
+        }
+    else:
+        width, heads, hidden = 64, 64, 256  # heads are 64 wide, the MLP is four times as wide
+        projection = {
+            "latents": noise(1, 4, width),
+            "proj_in.weight": noise(width, image),
+            "proj_in.bias": noise(width),
+            "proj_out.weight": noise(text, width) * 0.2,
+            "proj_out.bias": noise(text),
+            "norm_out.weight": torch.ones(text),
+            "norm_out.bias": torch.zeros(text),
+        }
+        for layer in range(4):  # the depth of the published ones, fixed in the converter
+            projection |= {
+                f"layers.{layer}.0.norm1.weight": torch.ones(width),
+                f"layers.{layer}.0.norm1.bias": torch.zeros(width),
+                f"layers.{layer}.0.norm2.weight": torch.ones(width),
+                f"layers.{layer}.0.norm2.bias": torch.zeros(width),
+                f"layers.{layer}.0.to_q.weight": noise(heads, width) * 0.2,
+                f"layers.{layer}.0.to_kv.weight": noise(2 * heads, width) * 0.2,
+                f"layers.{layer}.0.to_out.weight": noise(width, heads) * 0.2,
+                f"layers.{layer}.1.0.weight": torch.ones(width),
+                f"layers.{layer}.1.0.bias": torch.zeros(width),
+                f"layers.{layer}.1.1.weight": noise(hidden, width) * 0.2,
+                f"layers.{layer}.1.3.weight": noise(width, hidden) * 0.2,
+            }
+    return {"image_proj": projection, "ip_adapter": attention}
