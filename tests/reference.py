@@ -1,0 +1,202 @@
+"""What a patched model should compute, written again from the formula. Uses nothing of tokendown.
+
+Dense attention in which the logits of dropped keys are minus infinity and those of grid keys gain
+log m, in plain matrix products, as a processor that a test puts into an un-patched model.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def kept_keys(height: int, width: int, factor: int) -> Tensor:
+    """[height * width], True for the top-left token of every cell."""
+    rows = [[r % factor == 0 and c % factor == 0 for c in range(width)] for r in range(height)]
+    return torch.tensor(rows).flatten()
+
+
+def log_multiplicities(norms: Tensor, height: int, width: int, factor: int, anchors: int) -> Tensor:
+    """What is added to the logits of every token.
+
+    Args:
+        norms: [batch, tokens]; the longest off-grid tokens are the anchors.
+        height: of the grid.
+        width: of the grid.
+        factor: linear.
+        anchors: how many, at most.
+
+    Returns:
+        [batch, tokens]: 2 log factor on the grid, 0 at anchors, minus infinity at dropped tokens.
+    """
+    on_grid = kept_keys(height, width, factor)
+    bias = torch.full(norms.shape, -math.inf, dtype=torch.float64)
+    for row, lengths in zip(bias, norms.tolist(), strict=True):
+        off_grid = [i for i, on in enumerate(on_grid.tolist()) if not on]
+        longest = sorted(off_grid, key=lambda i: lengths[i], reverse=True)[:anchors]
+        row[longest] = 0.0
+    bias[:, on_grid] = 2 * math.log(factor)
+    return bias
+
+
+def cell_means(x: Tensor, height: int, width: int, factor: int) -> Tensor:
+    """[batch, tokens, channels] -> [batch, cells, channels], one cell after the other."""
+    maps = x.reshape(x.shape[0], height, width, -1)
+    return torch.stack(
+        [
+            maps[:, r : r + factor, c : c + factor].flatten(1, 2).mean(1)
+            for r in range(0, height, factor)
+            for c in range(0, width, factor)
+        ],
+        dim=1,
+    )
+
+
+def softmax_attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
+    """[..., Q, d], [..., K, d], [..., K, e] and what is added to the logits -> [..., Q, e]."""
+    logits = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1]) + bias
+    return logits.softmax(dim=-1) @ value
+
+
+class Coarse:
+    """A processor for one self-attention layer of an un-patched model.
+
+    Args:
+        grid: (height, width) of the tokens.
+        factor: linear.
+        anchors: how many.
+        mean: cells are averaged.
+    """
+
+    def __init__(self, grid: tuple[int, int], factor: int, anchors: int, mean: bool) -> None:
+        self.grid, self.factor, self.anchors, self.mean = grid, factor, anchors, mean
+        self.norms: Tensor | None = None  # of the tokens before the block's norm
+        self.calls = 0
+
+    def note_norms(self, _: nn.Module, args: tuple[Any, ...]) -> None:
+        self.norms = args[0].float().pow(2).sum(-1).sqrt()
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        **_: Any,
+    ) -> Tensor:
+        assert encoder_hidden_states is None
+        self.calls += 1
+        height, width = self.grid
+        batch, tokens, _ = hidden_states.shape
+        assert tokens == height * width, f"{tokens} tokens on a {height} x {width} grid"
+        bias = log_multiplicities(self.norms, height, width, self.factor, self.anchors)
+        source = hidden_states
+        if self.mean:  # every token may be an anchor: append the averages, drop what is no anchor
+            means = cell_means(hidden_states, height, width, self.factor)
+            anchors = torch.full_like(bias, -math.inf)
+            anchors.scatter_(1, self.norms.argsort(1, descending=True)[:, : self.anchors], 0.0)
+            grid_bias = bias.new_full(means.shape[:2], 2 * math.log(self.factor))
+            source, bias = torch.cat([means, source], 1), torch.cat([grid_bias, anchors], 1)
+        bias = bias.to(hidden_states.dtype)
+        if attention_mask is not None:  # [batch, 1, tokens], added to the logits
+            bias = bias + attention_mask[:, 0]
+        if tokens > 4096:  # the masked matrix would not fit
+            counts = bias.isfinite().sum(1)
+            assert counts.min() == counts.max()
+            index = bias.isfinite().nonzero()[:, 1].view(batch, -1)
+            source = source.gather(1, index[..., None].expand(-1, -1, source.shape[-1]))
+            bias = bias.gather(1, index)
+        query, key, value = (
+            projection(x).unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+            for projection, x in (
+                (attn.to_q, hidden_states),
+                (attn.to_k, source),
+                (attn.to_v, source),
+            )
+        )
+        out = softmax_attention(query, key, value, bias[:, None, None])
+        out = attn.to_out[0](out.transpose(1, 2).flatten(2))
+        assert not attn.residual_connection
+        assert attn.rescale_output_factor == 1.0
+        return out
+
+
+# Where each tiny model of tests/tiny.py has self-attention on an image grid, and its downsampling.
+_TWO_LEVELS = {"down_blocks.0": 1, "mid_block": 2, "up_blocks.1": 1}
+_FOUR_LEVELS = {
+    "down_blocks.0": 1,
+    "down_blocks.1": 2,
+    "down_blocks.2": 4,
+    "mid_block": 8,
+    "up_blocks.1": 4,
+    "up_blocks.2": 2,
+    "up_blocks.3": 1,
+}
+LEVELS = {
+    "sd_unet": _FOUR_LEVELS,
+    "controlnet": {name: at for name, at in _FOUR_LEVELS.items() if "up" not in name},
+    "shallow_unet": _TWO_LEVELS,
+    "sdxl_unet": {
+        "down_blocks.1": 2,
+        "down_blocks.2": 4,
+        "mid_block": 4,
+        "up_blocks.0": 4,
+        "up_blocks.1": 2,
+    },
+    "motion_unet": _TWO_LEVELS,
+    "svd_unet": _TWO_LEVELS,
+    "unet_3d": _TWO_LEVELS,
+    "i2vgen_unet": _TWO_LEVELS,
+    "pixart": {"transformer_blocks": 1},
+    "dit": {"transformer_blocks": 1},
+}
+PATCH_SIZES = {"pixart": 2, "dit": 2}
+_TEMPORAL = ("motion_modules", "temporal", "temp_attentions", "transformer_in")
+
+
+def spatial_blocks(model: nn.Module, kind: str) -> dict[str, tuple[Any, int]]:
+    """Name of a transformer block to the block and its downsampling."""
+    found = {}
+    for name, module in model.named_modules():
+        level = next((at for stage, at in LEVELS[kind].items() if name.startswith(stage)), None)
+        if (
+            level is not None
+            and hasattr(module, "attn1")
+            and not any(word in name for word in _TEMPORAL)
+        ):
+            found[name] = (module, level)
+    return found
+
+
+def coarsen(
+    model: nn.Module,
+    kind: str,
+    size: tuple[int, int],
+    factors: dict[int, int],
+    anchors: int = 0,
+    mean: bool = False,
+) -> list[Coarse]:
+    """Makes an un-patched model compute what a patched one should, at one latent size.
+
+    Args:
+        model: of the builder ``tests.tiny.<kind>``.
+        kind: name of the builder.
+        size: (height, width) of the latent.
+        factors: downsampling to factor.
+        anchors: how many.
+        mean: cells are averaged.
+    """
+    patch = PATCH_SIZES.get(kind, 1)
+    processors = []
+    for block, level in spatial_blocks(model, kind).values():
+        if level not in factors:
+            continue
+        grid = (math.ceil(size[0] // patch / level), math.ceil(size[1] // patch / level))
+        processor = Coarse(grid, factors[level], anchors, mean)
+        block.attn1.set_processor(processor)
+        block.norm1.register_forward_pre_hook(processor.note_norms)
+        processors.append(processor)
+    return processors
