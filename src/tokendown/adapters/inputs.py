@@ -105,6 +105,13 @@ def _video_unet(config: Any, zeros: _Zeros, height: int, width: int) -> dict[str
     }
 
 
+def _motion_unet(config: Any, zeros: _Zeros, height: int, width: int) -> dict[str, Any]:
+    inputs = _video_unet(config, zeros, height, width)
+    # AnimateDiff repeats the prompt for every frame
+    inputs["encoder_hidden_states"] = inputs["encoder_hidden_states"].repeat(FRAMES, 1, 1)
+    return inputs
+
+
 def _image_to_video_unet(config: Any, zeros: _Zeros, height: int, width: int) -> dict[str, Any]:
     return {
         **_video_unet(config, zeros, height, width),
@@ -143,7 +150,7 @@ def _dit(config: Any, zeros: _Zeros, height: int, width: int) -> dict[str, Any]:
 
 _INPUTS: dict[str, Callable[[Any, _Zeros, int, int], dict[str, Any]]] = {
     "UNet2DConditionModel": _unet,
-    "UNetMotionModel": _video_unet,
+    "UNetMotionModel": _motion_unet,
     "UNetSpatioTemporalConditionModel": _stable_video,
     "UNet3DConditionModel": _video_unet,
     "I2VGenXLUNet": _image_to_video_unet,

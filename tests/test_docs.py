@@ -1,0 +1,11 @@
+"""Pages that are made from the code are the pages that are committed."""
+
+import runpy
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_api_page_is_up_to_date() -> None:
+    made = runpy.run_path(str(ROOT / "scripts" / "api_docs.py"))["render"]()
+    assert (ROOT / "docs" / "api.md").read_text() == made, "run: python scripts/api_docs.py"

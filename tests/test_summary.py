@@ -1,0 +1,131 @@
+"""The summary against torch's own FLOP counter, and what it tells people."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+import tokendown
+from tokendown.adapters.inputs import denoiser_inputs
+from tokendown.adapters.skeleton import on_meta
+
+FAMILIES: list[Callable[[], Any]] = [
+    tiny.sd_unet,
+    tiny.sdxl_unet,
+    tiny.controlnet,
+    tiny.motion_unet,
+    tiny.svd_unet,
+    tiny.unet_3d,
+    tiny.i2vgen_unet,
+    tiny.pixart,
+    tiny.dit,
+]
+
+
+def counted(model: Any, height: int, width: int, **options: Any) -> int:
+    """FLOPs of one call on the meta device, patched with the options if there are any."""
+    skeleton = on_meta(model)
+    if options:
+        tokendown.apply_patch(skeleton, **options)
+    inputs = denoiser_inputs(skeleton, height, width, device="meta")
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        skeleton(**inputs)
+    return int(counter.get_total_flops())
+
+
+@pytest.mark.parametrize("build", FAMILIES, ids=lambda build: build.__name__)
+@pytest.mark.parametrize("size", [(16, 16), (22, 14)], ids=str)
+def test_prediction_is_what_the_counter_counts(
+    build: Callable[[], Any], size: tuple[int, int]
+) -> None:
+    model, (height, width) = build(), size
+    if build is tiny.dit:
+        width = height  # diffusers' DiT un-patchifies square images only
+    for options in ({"factor": 2, "anchors": 3}, {"budget": 8}, {"factor": 3, "method": "mean"}):
+        config = tokendown.PatchConfig(**options)
+        found = tokendown.summary(model, config, height=8 * height, width=8 * width)
+        assert found.step_flops_before == counted(model, height, width)
+        assert found.step_flops_after == counted(model, height, width, **options)
+        assert found.predicted_speedup > 1
+
+
+def test_published_ceilings_of_stable_diffusion() -> None:
+    """FLOP ratios that a count of the published shapes gave independently (one level: 1.38 with
+    the attention alone; the saved projections add a little)."""
+    import diffusers
+
+    with torch.device("meta"):
+        unet = diffusers.UNet2DConditionModel(
+            sample_size=64, cross_attention_dim=768, attention_head_dim=8
+        )
+    paper = tokendown.PatchConfig("paper")
+    at_1024 = tokendown.summary(unet, paper, height=1024, width=1024)
+    at_2048 = tokendown.summary(unet, paper, height=2048, width=2048)
+    assert 1.38 < at_1024.predicted_speedup < 1.40
+    assert 2.57 < at_2048.predicted_speedup < 2.60
+    assert {layer.keys_after for layer in at_2048.layers if layer.factor > 1} == {4096}
+
+
+def test_layers_say_grid_keys_and_reason() -> None:
+    found = tokendown.summary(
+        tiny.motion_unet(), tokendown.PatchConfig(factor={1: 2}, anchors=5), height=8 * 9, width=56
+    )
+    finest = [layer for layer in found.layers if layer.factor == 2]
+    assert finest
+    for layer in finest:
+        assert layer.grid == (9, 7)
+        assert (layer.keys_before, layer.keys_after) == (63, 5 * 4 + 5)
+        assert not layer.note
+    notes = {layer.name: layer.note for layer in found.layers if layer.factor == 1}
+    assert any(note == "temporal attention" for note in notes.values())
+    assert any("was not asked for" in note for note in notes.values())
+    assert all(notes.values())
+
+
+def test_a_patched_model_is_summarised_with_its_own_config() -> None:
+    unet = tiny.sd_unet()
+    before = tiny.run(unet)
+    tokendown.apply_patch(unet, factor=2, anchors=1)
+    found = tokendown.summary(unet)
+    assert found.patched
+    assert found.config == tokendown.PatchConfig(factor=2, anchors=1).to_dict()
+    assert (found.height, found.width) == (128, 128)  # 16 x 16 latents of 8 pixels
+    tokendown.remove_patch(unet)
+    assert not tokendown.summary(unet).patched
+    assert tokendown.summary(unet).predicted_speedup == 1
+    assert torch.equal(tiny.run(unet), before)
+
+
+def test_summary_reads_the_latent_scale_of_a_pipeline(tmp_path: Any) -> None:
+    pipe = tiny.sd_pipeline(tmp_path)
+    found = tokendown.summary(pipe, height=64, width=32)
+    scale = pipe.vae_scale_factor
+    assert found.layers[0].grid == (64 // scale, 32 // scale)
+
+
+def test_a_size_that_changes_nothing_is_said() -> None:
+    text = str(tokendown.summary(tiny.sd_unet(), tokendown.PatchConfig()))
+    assert text.splitlines()[-1] == "the patch changes nothing at this size"
+    assert "speed-up 1.00" in text
+
+
+def test_table_and_json_hold_the_same_numbers() -> None:
+    found = tokendown.summary(tiny.sd_unet(), tokendown.PatchConfig(budget=16))
+    record = json.loads(json.dumps(found.to_dict()))
+    assert record["predicted_speedup"] == found.predicted_speedup
+    assert len(record["layers"]) == len(found.layers)
+    for layer in found.layers:
+        assert f"{layer.keys_before} -> {layer.keys_after}" in str(found)
+
+
+def test_no_size_anywhere_is_an_error() -> None:
+    with pytest.raises(tokendown.ConfigError, match="give height and width"):
+        tokendown.summary(tiny.sd_unet(sample_size=None))
+    with pytest.raises(tokendown.ConfigError, match="at least 8 x 8"):
+        tokendown.summary(tiny.sd_unet(), height=4, width=64)
