@@ -99,16 +99,18 @@ def _controlnet(config: Any, zeros: _Zeros, height: int, width: int) -> dict[str
 
 
 def _video_unet(config: Any, zeros: _Zeros, height: int, width: int) -> dict[str, Any]:
+    frames = min(FRAMES, getattr(config, "motion_max_seq_length", FRAMES))
     return {
         **_unet(config, zeros, height, width),
-        "sample": zeros(config.in_channels, FRAMES, height, width),
+        "sample": zeros(config.in_channels, frames, height, width),
     }
 
 
 def _motion_unet(config: Any, zeros: _Zeros, height: int, width: int) -> dict[str, Any]:
     inputs = _video_unet(config, zeros, height, width)
     # AnimateDiff repeats the prompt for every frame
-    inputs["encoder_hidden_states"] = inputs["encoder_hidden_states"].repeat(FRAMES, 1, 1)
+    frames = inputs["sample"].shape[2]
+    inputs["encoder_hidden_states"] = inputs["encoder_hidden_states"].repeat(frames, 1, 1)
     return inputs
 
 
