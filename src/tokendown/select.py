@@ -154,7 +154,7 @@ def select_tokens(x: Tensor, grid: Grid, factor: int, method: Method = "nearest"
 
 def _mean(cells: Tensor, factor: int) -> Tensor:
     """[..., height, width, C] -> [..., M_h, M_w, C], averages over cells."""
-    maps = cells.flatten(0, -4).movedim(-1, 1)
+    maps = cells.reshape(-1, *cells.shape[-3:]).movedim(-1, 1)
     pooled = functional.avg_pool2d(maps, factor, ceil_mode=True, count_include_pad=False)
-    averages: Tensor = pooled.movedim(1, -1).unflatten(0, cells.shape[:-3])
-    return averages
+    averages = pooled.movedim(1, -1)
+    return averages.reshape(*cells.shape[:-3], *averages.shape[1:])
