@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import diffusers
@@ -80,3 +81,27 @@ def ip_adapter(unet: Any, plus: bool = False, seed: int = 0) -> dict[str, dict[s
                 f"layers.{layer}.1.3.weight": noise(width, hidden) * 0.2,
             }
     return {"image_proj": projection, "ip_adapter": attention}
+
+
+def upscaler(folder: Path) -> Any:
+    """Like the x4 upscaler: most levels attend to the text alone, even in ``attn1``."""
+    unet = tiny.sd_unet(
+        in_channels=7,
+        out_channels=4,
+        num_class_embeds=1000,
+        block_out_channels=(8, 16, 16),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        only_cross_attention=(True, True, False),
+    )
+    pipe = diffusers.StableDiffusionUpscalePipeline(
+        vae=tiny.vae(),
+        text_encoder=tiny.clip_text_model(),
+        tokenizer=tiny.clip_tokenizer(folder),
+        unet=unet,
+        low_res_scheduler=diffusers.DDPMScheduler(),
+        scheduler=tiny.scheduler(),
+        max_noise_level=350,
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe

@@ -51,11 +51,11 @@ class MaskedDense:
     ):
         found = self.grids.get(hidden_states.shape[1])
         if found is None:
-            return self.inner(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
+            return self.inner(attn, hidden_states, encoder_hidden_states, attention_mask)
         mask = self.mask(*found).to(hidden_states.dtype)
         if attention_mask is not None:
             mask = mask + attention_mask
-        return self.inner(attn, hidden_states, encoder_hidden_states, mask, temb)
+        return self.inner(attn, hidden_states, encoder_hidden_states, mask)
 
     def mask(self, size: Size, factor: int) -> Tensor:
         """[batch, 1, tokens], added to the logits."""
