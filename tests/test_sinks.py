@@ -25,8 +25,6 @@ COARSENED = Grid(32, 32)  # the layers that `factor` applies to; the smaller one
 @pytest.fixture(scope="module")
 def error_of():
     """(factor, anchors) -> relative error of five-step samples against dense attention."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # small layers: a second thread gains little and waits on a busy core
     net = terrain.load()
     wanted = terrain.sample(net)
 
@@ -39,8 +37,7 @@ def error_of():
 
         return terrain.relative_error(terrain.sample(net, attention), wanted)
 
-    yield error
-    torch.set_num_threads(threads)
+    return error
 
 
 def attend_without_multiplicities(query, key, value, grid, *, factor, anchors) -> Tensor:
