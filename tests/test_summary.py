@@ -7,10 +7,10 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-import tiny
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+import tiny
 import tokendown
 from tokendown.adapters.inputs import denoiser_inputs
 from tokendown.adapters.skeleton import on_meta
