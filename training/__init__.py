@@ -1,0 +1,1 @@
+"""How the built-in text-to-image model was made; README.md has the commands."""

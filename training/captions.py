@@ -1,0 +1,348 @@
+"""From the names of emoji to concepts, and from a concept to many phrasings of a caption."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+# Background colours and their sRGB values; far enough apart to be told from a corner pixel.
+PALETTE = {
+    "white": (255, 255, 255),
+    "black": (24, 24, 24),
+    "gray": (140, 140, 140),
+    "red": (220, 50, 47),
+    "orange": (245, 140, 40),
+    "yellow": (250, 215, 60),
+    "green": (60, 170, 80),
+    "teal": (40, 170, 170),
+    "blue": (50, 100, 220),
+    "purple": (130, 70, 190),
+    "pink": (245, 150, 190),
+    "brown": (130, 85, 55),
+}
+COLOURS = tuple(PALETTE)
+
+SKIN = {
+    "1F3FB": "light skin tone",
+    "1F3FC": "medium light skin tone",
+    "1F3FD": "medium skin tone",
+    "1F3FE": "medium dark skin tone",
+    "1F3FF": "dark skin tone",
+}
+
+# What the small run learns, by short name: things that people name at a glance.
+FOCUS = frozenset(
+    [
+        "grinning",
+        "smiley",
+        "joy",
+        "wink",
+        "blush",
+        "heart_eyes",
+        "sunglasses",
+        "kissing_heart",
+        "cry",
+        "sob",
+        "angry",
+        "rage",
+        "sleeping",
+        "thinking_face",
+        "scream",
+        "partying_face",
+        "nerd_face",
+        "star-struck",
+        "cold_face",
+        "hot_face",
+        "nauseated_face",
+        "slightly_smiling_face",
+        "open_mouth",
+        "mask",
+        "face_with_cowboy_hat",
+        "smiling_imp",
+        "ghost",
+        "alien",
+        "robot_face",
+        "skull",
+        "hankey",
+        "clown_face",
+        "smiley_cat",
+        "heart_eyes_cat",
+        "heart",
+        "orange_heart",
+        "yellow_heart",
+        "green_heart",
+        "blue_heart",
+        "purple_heart",
+        "brown_heart",
+        "black_heart",
+        "white_heart",
+        "pink_heart",
+        "light_blue_heart",
+        "broken_heart",
+        "sparkling_heart",
+        "heart_on_fire",
+        "cupid",
+        "dog",
+        "cat",
+        "mouse",
+        "hamster",
+        "rabbit",
+        "fox_face",
+        "bear",
+        "panda_face",
+        "polar_bear",
+        "koala",
+        "tiger",
+        "lion_face",
+        "cow",
+        "pig",
+        "frog",
+        "monkey_face",
+        "chicken",
+        "penguin",
+        "bird",
+        "baby_chick",
+        "duck",
+        "owl",
+        "wolf",
+        "horse",
+        "unicorn_face",
+        "zebra_face",
+        "giraffe_face",
+        "elephant",
+        "bee",
+        "ladybug",
+        "butterfly",
+        "snail",
+        "spider",
+        "turtle",
+        "snake",
+        "octopus",
+        "crab",
+        "shrimp",
+        "fish",
+        "tropical_fish",
+        "blowfish",
+        "dolphin",
+        "whale",
+        "shark",
+        "parrot",
+        "flamingo",
+        "dragon_face",
+        "cactus",
+        "palm_tree",
+        "evergreen_tree",
+        "deciduous_tree",
+        "four_leaf_clover",
+        "mushroom",
+        "tulip",
+        "rose",
+        "sunflower",
+        "hibiscus",
+        "cherry_blossom",
+        "maple_leaf",
+        "apple",
+        "green_apple",
+        "pear",
+        "tangerine",
+        "lemon",
+        "banana",
+        "watermelon",
+        "grapes",
+        "strawberry",
+        "cherries",
+        "peach",
+        "mango",
+        "pineapple",
+        "coconut",
+        "kiwifruit",
+        "tomato",
+        "eggplant",
+        "avocado",
+        "broccoli",
+        "carrot",
+        "corn",
+        "hot_pepper",
+        "bread",
+        "croissant",
+        "cheese_wedge",
+        "fried_egg",
+        "hamburger",
+        "fries",
+        "pizza",
+        "hotdog",
+        "taco",
+        "popcorn",
+        "icecream",
+        "doughnut",
+        "cookie",
+        "birthday",
+        "cupcake",
+        "lollipop",
+        "coffee",
+        "beer",
+        "wine_glass",
+        "sushi",
+        "car",
+        "taxi",
+        "blue_car",
+        "bus",
+        "police_car",
+        "ambulance",
+        "fire_engine",
+        "truck",
+        "tractor",
+        "racing_car",
+        "bike",
+        "motor_scooter",
+        "steam_locomotive",
+        "airplane",
+        "rocket",
+        "helicopter",
+        "boat",
+        "ship",
+        "flying_saucer",
+        "sunny",
+        "cloud",
+        "crescent_moon",
+        "star",
+        "rainbow",
+        "snowflake",
+        "snowman",
+        "fire",
+        "droplet",
+        "umbrella",
+        "zap",
+        "soccer",
+        "basketball",
+        "football",
+        "tennis",
+        "volleyball",
+        "baseball",
+        "8ball",
+        "gift",
+        "balloon",
+        "christmas_tree",
+        "jack_o_lantern",
+        "teddy_bear",
+        "crown",
+        "gem",
+        "bell",
+        "bulb",
+        "key",
+        "lock",
+        "guitar",
+        "house",
+        "trophy",
+        "camera",
+        "alarm_clock",
+    ]
+)
+
+# Better words than the data set's for a few pictures, by short name.
+RENAMED = {
+    "heart": ("red heart", "heart"),
+    "hankey": ("pile of poo", "poop"),
+    "zap": ("lightning bolt", "high voltage sign"),
+    "8ball": ("billiard ball", "black ball with an eight"),
+    "smiley": ("smiling face with open mouth", "smiley", "happy face"),
+    "cry": ("crying face", "sad face with a tear"),
+    "sob": ("loudly crying face", "sobbing face"),
+    "rage": ("pouting face", "red angry face"),
+    "sunglasses": ("smiling face with sunglasses", "cool face with sunglasses"),
+    "sunny": ("sun", "black sun with rays"),
+    "blue_car": ("blue car", "recreational vehicle"),
+    "car": ("red car", "automobile", "car"),
+    "boat": ("sailboat", "boat"),
+    "star": ("star", "yellow star"),
+}
+
+PHRASES = (
+    "{noun}, {colour} background",
+    "{noun} on a {colour} background",
+    "a {noun} on a {colour} background",
+    "{noun} emoji, {colour} background",
+    "an emoji of a {noun} on a {colour} background",
+    "{kind}, {noun}, {colour} background",
+)
+PLAIN_PHRASES = ("{noun}", "a {noun}", "{noun} emoji", "an emoji of a {noun}", "{kind}, {noun}")
+PLAIN_COLOUR = "white"  # what a caption without a colour stands for
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One picture of a concept; `tone` is empty but for a spelled-out skin tone."""
+
+    file: str
+    tone: str = ""
+
+
+@dataclass(frozen=True)
+class Concept:
+    """One thing to draw, under all its names, with its skin tones as variants."""
+
+    nouns: tuple[str, ...]
+    category: str
+    kind: str
+    variants: tuple[Variant, ...]
+
+
+def read_concepts(path: Path, files: set[str], everything: bool) -> list[Concept]:
+    """Concepts whose picture is among `files`, in the order of the names file."""
+    concepts = []
+    for entry in json.loads(path.read_text(encoding="utf-8")):
+        variants = tuple(v for v in _variants(entry) if v.file in files)
+        if variants and (everything or entry["short_name"] in FOCUS):
+            concepts.append(
+                Concept(_nouns(entry), entry["category"], _words(entry["subcategory"]), variants)
+            )
+    return concepts
+
+
+def _variants(entry: dict) -> list[Variant]:
+    tones = entry.get("skin_variations", {})
+    spelled = [
+        Variant(_file(v["unified"]), " and ".join(SKIN[t] for t in key.split("-")))
+        for key, v in tones.items()
+    ]
+    return [Variant(_file(entry["unified"])), *spelled]
+
+
+def _file(unified: str) -> str:
+    return f"{unified.lower()}.webp"
+
+
+def _nouns(entry: dict) -> tuple[str, ...]:
+    """The Unicode name and the short names, as plain words."""
+    if entry["short_name"] in RENAMED:
+        return RENAMED[entry["short_name"]]
+    names = [entry["name"] or "", *entry["short_names"]]
+    words = [_words(name) for name in names]
+    return tuple(dict.fromkeys(w for w in words if re.search(r"[a-z]{2}", w)))
+
+
+def _words(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", " ", text.lower()).strip()
+
+
+def caption(concept: Concept, variant: Variant, colour: str, rng: random.Random) -> str:
+    """A random phrasing; plain ones, without a colour, only where the colour is the default."""
+    noun = rng.choice(concept.nouns)
+    noun = f"{noun} with {variant.tone}" if variant.tone else noun
+    plain = colour == PLAIN_COLOUR and rng.random() < 0.5
+    phrase = rng.choice(PLAIN_PHRASES if plain else PHRASES)
+    return phrase.format(noun=noun, colour=colour, kind=concept.kind)
+
+
+def every_caption(concepts: list[Concept]) -> list[str]:
+    """Enough text to train the tokenizer on: every noun, kind and tone, and every phrase."""
+    lines = [
+        p.format(noun=n, colour=c, kind=k.kind)
+        for k in concepts
+        for n in k.nouns
+        for p, c in zip(PHRASES, COLOURS * 2, strict=False)
+    ]
+    return lines + list(COLOURS) * 50 + list(SKIN.values()) * 50

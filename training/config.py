@@ -1,0 +1,104 @@
+"""Every size and length of a run, in one place: `cpu` and `gpu` differ by numbers only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+CACHE = ROOT / ".cache" / "training"
+
+PIXELS = 256
+LATENT_CHANNELS = 4
+AUTOENCODER_FACTOR = 4
+TRAIN_TIMESTEPS = 1000
+
+
+@dataclass(frozen=True)
+class AutoencoderConfig:
+    """Square crops are enough: nothing in the autoencoder looks further than a few cells."""
+
+    width: int = 32
+    encoder_blocks: tuple[int, ...] = (0, 2, 3)
+    decoder_blocks: tuple[int, ...] = (3, 2, 1)
+    steps: int = 1800
+    batch: int = 16
+    crop: int = 64
+    lr: float = 2e-3
+    latent_noise: float = 0.1
+
+
+@dataclass(frozen=True)
+class UnetConfig:
+    """The top level is narrow, for convolutions there cost most; one head a 64 channels."""
+
+    channels: tuple[int, ...] = (64, 64, 128, 192)
+    attends: tuple[bool, ...] = (True, False, True, True)
+    layers: int = 1
+    head_dim: tuple[int, ...] = (64, 64, 64, 64)
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """A caption has some twenty words; every word of the data set is one token or two."""
+
+    vocabulary: int = 2500
+    width: int = 192
+    layers: int = 2
+    heads: int = 3
+    length: int = 24
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stretch of training at one latent size; `lr` falls linearly to `lr_end`."""
+
+    size: int
+    steps: int
+    batch: int
+    lr: float
+    lr_end: float
+
+
+@dataclass(frozen=True)
+class Config:
+    """One run."""
+
+    name: str
+    stages: tuple[Stage, ...]
+    everything: bool  # all the pictures, or only the kinds in captions.FOCUS
+    autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
+    unet: UnetConfig = field(default_factory=UnetConfig)
+    text: TextConfig = field(default_factory=TextConfig)
+    caption_dropout: float = 0.1
+    ema: float = 0.998
+    seed: int = 0
+
+    @property
+    def folder(self) -> Path:
+        """Where checkpoints and logs of this run live; ignored by git."""
+        return CACHE / self.name
+
+
+CPU = Config(
+    name="cpu",
+    everything=False,
+    stages=(
+        Stage(size=32, steps=4000, batch=16, lr=1e-3, lr_end=1e-3),
+        Stage(size=64, steps=2000, batch=4, lr=6e-4, lr_end=1e-4),
+    ),
+)
+
+GPU = Config(
+    name="gpu",
+    everything=True,
+    ema=0.9995,
+    autoencoder=AutoencoderConfig(width=64, steps=20_000, batch=64, crop=128, lr=1e-3),
+    unet=UnetConfig(channels=(64, 128, 192, 256)),
+    stages=(
+        Stage(size=32, steps=30_000, batch=256, lr=6e-4, lr_end=6e-4),
+        Stage(size=64, steps=20_000, batch=96, lr=4e-4, lr_end=1e-5),
+    ),
+)
+
+CONFIGS = {c.name: c for c in (CPU, GPU)}

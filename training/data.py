@@ -1,0 +1,62 @@
+"""Pictures in memory, laid over flat backgrounds whose colour the caption names."""
+
+from __future__ import annotations
+
+import io
+import random
+import tarfile
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional
+
+from .captions import COLOURS, PALETTE, Concept, caption, read_concepts
+from .config import PIXELS
+from .fetch import NAMES, PICTURES, fetch
+
+
+class Pictures:
+    """The concepts of a run and their pictures, RGBA uint8 [n, 4, 256, 256]."""
+
+    def __init__(self, everything: bool) -> None:
+        fetch()
+        with tarfile.open(PICTURES) as archive:
+            self.concepts = read_concepts(NAMES, set(archive.getnames()), everything)
+            self.files = [v.file for c in self.concepts for v in c.variants]
+            self.rgba = torch.stack([_read(archive, f) for f in self.files])
+        self.index = {file: i for i, file in enumerate(self.files)}
+
+    def draw(self, rng: random.Random) -> tuple[int, str, str]:
+        """(picture, colour, caption): concepts are equally likely, however many skin tones."""
+        concept = rng.choice(self.concepts)
+        return self.pick(concept, rng.choice(COLOURS), rng)
+
+    def pick(self, concept: Concept, colour: str, rng: random.Random) -> tuple[int, str, str]:
+        """(picture, colour, caption) of one concept; half the time its first variant."""
+        first = rng.random() < 0.5
+        variant = concept.variants[0] if first else rng.choice(concept.variants)
+        return self.index[variant.file], colour, caption(concept, variant, colour, rng)
+
+    def on(self, picture: int, colour: str) -> Tensor:
+        """One picture over a named colour, [3, 256, 256] in [-1, 1]."""
+        return over(self.rgba[picture], torch.tensor(PALETTE[colour]) / 255)
+
+
+def over(rgba: Tensor, rgb: Tensor) -> Tensor:
+    """Alpha composite of [..., 4, h, w] uint8 over [..., 3] in [0, 1]; the result in [-1, 1]."""
+    rgba = rgba.float() / 255
+    colour, alpha = rgba[..., :3, :, :], rgba[..., 3:, :, :]
+    return (colour * alpha + rgb[..., None, None] * (1 - alpha)) * 2 - 1
+
+
+def halve(image: Tensor) -> Tensor:
+    """Half the size, by averaging squares of four pixels."""
+    return functional.avg_pool2d(image, 2)
+
+
+def _read(archive: tarfile.TarFile, name: str) -> Tensor:
+    image = Image.open(io.BytesIO(archive.extractfile(name).read())).convert("RGBA")
+    image = image.resize((PIXELS, PIXELS)) if image.size != (PIXELS, PIXELS) else image
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()

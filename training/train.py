@@ -1,0 +1,155 @@
+"""Train the U-Net and the text encoder; stop and start again at any minute."""
+
+from __future__ import annotations
+
+import argparse
+import random
+import time
+
+import torch
+from torch import Tensor
+from transformers import CLIPTokenizer
+
+from .autoencoder import load_trained, restore_optimiser
+from .captions import every_caption, read_concepts
+from .config import CONFIGS, TRAIN_TIMESTEPS, Config, Stage
+from .data import Pictures
+from .fetch import NAMES
+from .latents import Latents
+from .model import Painter, alphas, build_tokenizer, device, load_tokenizer, to_tokens
+from .state import Log, Threads, load, save, wait_while_paused
+
+SAVE_SECONDS = 240
+
+
+class Run:
+    """Everything that a checkpoint holds, and the step that changes it."""
+
+    def __init__(self, config: Config) -> None:
+        self.config, self.device = config, device()
+        self.tokenizer = tokenizer_of(config)
+        torch.manual_seed(config.seed)
+        self.painter = Painter(config, self.tokenizer).to(
+            self.device, memory_format=torch.channels_last
+        )
+        self.names, self.weights = zip(*self.painter.named_parameters(), strict=True)
+        self.ema = [w.detach().clone() for w in self.weights]
+        self.optimiser = torch.optim.AdamW(self.weights, betas=(0.9, 0.99), weight_decay=0.01)
+        self.step = 0
+        self._resume()
+        self.rng = random.Random(config.seed + self.step)
+        torch.manual_seed(config.seed + self.step)
+
+    def update(self, stage: Stage, done: float, latents: Latents) -> float:
+        """One step of the optimiser and of the average of the weights."""
+        warm = min(1.0, (self.step + 1) / 100)
+        self.optimiser.param_groups[0]["lr"] = warm * (stage.lr + (stage.lr_end - stage.lr) * done)
+        x, tokens = self._batch(stage, latents)
+        with torch.autocast(self.device.type, torch.bfloat16):
+            loss = v_loss(self.painter, x, tokens)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.weights, 1.0)
+        self.optimiser.step()
+        self.optimiser.zero_grad()
+        self.step += 1
+        decay = min(self.config.ema, (1 + self.step) / (10 + self.step))
+        torch._foreach_lerp_(self.ema, [w.detach() for w in self.weights], 1 - decay)
+        return loss.item()
+
+    def _batch(self, stage: Stage, latents: Latents) -> tuple[Tensor, Tensor]:
+        drawn = [latents.pictures.draw(self.rng) for _ in range(stage.batch)]
+        x = latents.batch([(picture, colour) for picture, colour, _ in drawn], stage.size)
+        dropped = ["" if self.rng.random() < self.config.caption_dropout else c for *_, c in drawn]
+        tokens = to_tokens(self.tokenizer, dropped)
+        return x.to(self.device, memory_format=torch.channels_last), tokens.to(self.device)
+
+    def save(self) -> None:
+        """Weights, their average and the moments, in files under 16 MB."""
+        tensors = {f"w.{n}": w for n, w in zip(self.names, self.weights, strict=True)}
+        tensors |= {f"e.{n}": w for n, w in zip(self.names, self.ema, strict=True)}
+        for i, moments in self.optimiser.state_dict()["state"].items():
+            tensors |= {f"o.{i}.{k}": torch.as_tensor(v) for k, v in moments.items()}
+        save(self.config.folder / "painter", tensors, {"step": self.step})
+
+    def _resume(self) -> None:
+        tensors, meta = load(self.config.folder / "painter")
+        if not meta:
+            return
+        with torch.no_grad():
+            for name, weight, average in zip(self.names, self.weights, self.ema, strict=True):
+                weight.copy_(tensors[f"w.{name}"])
+                average.copy_(tensors[f"e.{name}"])
+        restore_optimiser(
+            self.optimiser, {k[2:]: v for k, v in tensors.items() if k.startswith("o.")}
+        )
+        self.step = meta["step"]
+
+
+def v_loss(painter: Painter, x: Tensor, tokens: Tensor) -> Tensor:
+    """Mean squared error of v = sqrt(a) noise - sqrt(1 - a) x at random timesteps.
+
+    Timesteps are spread evenly over the batch, which takes noise out of the loss.
+    """
+    n = len(x)
+    even = (torch.arange(n, device=x.device) + torch.rand(n, device=x.device)) / n
+    t = (even * TRAIN_TIMESTEPS).long().clamp(max=TRAIN_TIMESTEPS - 1)
+    a = alphas(x.shape[-1]).to(x.device)[t][:, None, None, None]
+    noise = torch.randn_like(x)
+    v = a.sqrt() * noise - (1 - a).sqrt() * x
+    guess = painter(a.sqrt() * x + (1 - a).sqrt() * noise, t, tokens)
+    return (guess.float() - v).square().mean()
+
+
+def tokenizer_of(config: Config) -> CLIPTokenizer:
+    """Built once from the captions of all the pictures, whichever of them a run learns."""
+    folder = config.folder / "tokenizer"
+    if not (folder / "vocab.json").exists():
+        files = {f"{line}" for line in _all_files()}
+        build_tokenizer(config, every_caption(read_concepts(NAMES, files, True)), folder)
+    return load_tokenizer(config, folder)
+
+
+def _all_files() -> list[str]:
+    import tarfile
+
+    from .fetch import PICTURES
+
+    with tarfile.open(PICTURES) as archive:
+        return archive.getnames()
+
+
+def stage_at(config: Config, step: int) -> tuple[Stage, float] | None:
+    """The stage that a step is in and the part of it that is done; None after the last."""
+    for stage in config.stages:
+        if step < stage.steps:
+            return stage, step / stage.steps
+        step -= stage.steps
+    return None
+
+
+def train(config: Config, minutes: float, steps: int | None) -> None:
+    """Trains for so many minutes or steps at most, from where the last call stopped."""
+    end = time.time() + minutes * 60
+    run, threads = Run(config), Threads()
+    latents = Latents(Pictures(config.everything), load_trained(config).to(run.device))
+    log = Log(config.folder / "train.jsonl")
+    last = run.step + steps if steps else None
+    saved = time.time()
+    while (now := stage_at(config, run.step)) and time.time() < end and run.step != last:
+        wait_while_paused()
+        threads.adapt()
+        loss = run.update(*now, latents)
+        log.add(loss, lambda: {"step": run.step, "size": now[0].size})
+        if time.time() - saved > SAVE_SECONDS:
+            run.save()
+            saved = time.time()
+    run.save()
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("config", choices=CONFIGS)
+    parser.add_argument("--minutes", type=float, default=1e9)
+    parser.add_argument("--steps", type=int)
+    arguments = parser.parse_args()
+    train(CONFIGS[arguments.config], arguments.minutes, arguments.steps)
