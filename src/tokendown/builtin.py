@@ -15,7 +15,7 @@ import torch
 NAME = "built-in"
 NATIVE = 256  # pixels
 STEPS = 20
-RANDOM_STEPS = 8
+RANDOM_STEPS = 4
 RANDOM_WARNING = "random weights: no trained model is in this installation, the picture is noise"
 
 _TOKENS = 32
@@ -45,7 +45,7 @@ def random_unet() -> Any:
     )
 
 
-def random_pipeline() -> Any:
+def random_pipeline(dtype: torch.dtype = torch.float32) -> Any:
     """A Stable Diffusion pipeline with random weights, the same ones every time."""
     from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
     from transformers import CLIPTextConfig, CLIPTextModel
@@ -71,17 +71,21 @@ def random_pipeline() -> Any:
         )
         parts = {"unet": random_unet(), "vae": vae, "text_encoder": CLIPTextModel(text_config)}
     pipe = StableDiffusionPipeline(
-        **{name: part.eval().requires_grad_(False) for name, part in parts.items()},
+        **{name: part.eval().requires_grad_(False).to(dtype=dtype) for name, part in parts.items()},
         tokenizer=tokenizer,
         scheduler=DDIMScheduler(
-            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False
+            beta_start=0.00085,
+            beta_end=0.012,
+            beta_schedule="scaled_linear",
+            clip_sample=False,
+            steps_offset=1,
         ),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
     )
     # Latents of about unit size leave a random decoder nearly grey.
-    vae.decoder.conv_out.weight.mul_(8)
+    vae.decoder.conv_out.weight.mul_(3)
     return pipe
 
 

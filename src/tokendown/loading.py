@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from . import builtin
-from ._errors import LoadError
-from .sources import first_line, kind_of, need_diffusers
+from ._errors import GenerateError, LoadError
+from .sources import first_line, kind_of, need_diffusers, out_of_memory
 
 
 def load_pipeline(
@@ -34,6 +34,7 @@ def load_pipeline(
 
     Raises:
         LoadError: nothing there, a refused format, a broken checkpoint, or no network.
+        GenerateError: out of memory.
     """
     need_diffusers()
     try:
@@ -42,9 +43,14 @@ def load_pipeline(
             _add_lora(pipe, lora)
         _check_complete(pipe, model)
         pipe = pipe.to(device)
-    except (LoadError, torch.OutOfMemoryError, MemoryError):
+    except LoadError:
         raise
     except Exception as error:  # a third party's file can go wrong in any way
+        if out_of_memory(error):
+            raise GenerateError(
+                f"out of memory while loading {model} as {dtype} on {device}; "
+                "try --dtype bfloat16 or --device cpu"
+            ) from error
         raise LoadError(f"cannot load the model {model}: {first_line(error)}") from error
     pipe.set_progress_bar_config(disable=True)
     return pipe
@@ -67,7 +73,7 @@ def _open(model: str, dtype: torch.dtype, base: str | None) -> Any:
 
     folder = builtin.trained_folder()
     if model == builtin.NAME and folder is None:
-        return builtin.random_pipeline().to(dtype)
+        return builtin.random_pipeline(dtype)
     source = str(folder) if model == builtin.NAME else model
     kind = kind_of(source)
     source = source if kind == "hub" else str(Path(source).expanduser())

@@ -6,6 +6,7 @@ Only safetensors files are accepted: other checkpoint formats can run code when 
 from __future__ import annotations
 
 import re
+from importlib import metadata
 from pathlib import Path
 
 import torch
@@ -85,3 +86,22 @@ def need_diffusers() -> None:
         raise LoadError(
             f"making pictures needs an extra: pip install 'tokendown[cli]' ({error.name} missing)"
         ) from error
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on whatever device."""
+    if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
+        return True
+    marks = ("out of memory", "not enough memory", "can't allocate memory")
+    return isinstance(error, RuntimeError) and any(mark in str(error).lower() for mark in marks)
+
+
+def versions() -> dict[str, str]:
+    """Of tokendown and of what the pixels depend on; empty where a package is missing."""
+    found = {}
+    for package in ("tokendown", "torch", "diffusers", "transformers"):
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = ""
+    return found

@@ -1,0 +1,5 @@
+"""``python -m tokendown`` is ``tokendown``."""
+
+from .cli import main
+
+main()

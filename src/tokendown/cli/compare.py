@@ -1,0 +1,142 @@
+"""``tokendown generate --compare``: dense and patched from one seed, in pictures and in numbers."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+from PIL import Image
+from rich.table import Table
+from torch import Tensor
+
+from .. import generate as gen
+from .. import pictures, quality
+from ..summary import Summary
+from .output import out
+
+
+def save_comparison(
+    pipe: Any, folder: Path, result: gen.Comparison, finish: Any
+) -> tuple[dict[str, Any], list[Path]]:
+    """Measures a comparison and writes its three files.
+
+    Args:
+        pipe: that made it.
+        folder: where to.
+        result: what was made.
+        finish: what is done to a picture before it is saved, Image to Image.
+
+    Returns:
+        The numbers as JSON types, and the files: dense, patched, side by side.
+    """
+    numbers = measure(result)
+    settings = [gen.describe(pipe, picture) for picture in (result.dense, result.patched)]
+    sheet = pictures.side_by_side(
+        (finish(result.dense.image), f"dense: {result.dense.seconds:.1f} s"),
+        (finish(result.patched.image), f"{_patch_name(result)}: {result.patched.seconds:.1f} s"),
+        _foot(result, numbers),
+    )
+    whole = {**settings[1], "kind": "comparison", "numbers": numbers}
+    request = result.patched.request
+    files = pictures.save(
+        folder,
+        pictures.stem_for(request.prompt, request.seed),
+        {
+            "-dense": (finish(result.dense.image), settings[0]),
+            "-patched": (finish(result.patched.image), settings[1]),
+            "-compare": (sheet, whole),
+        },
+    )
+    return numbers, files
+
+
+def measure(result: gen.Comparison) -> dict[str, Any]:
+    """Seconds, speed-ups, keys and distances, as JSON types; PSNR is null for equal pictures."""
+    dense, patched = (as_tensor(p.image) for p in (result.dense, result.patched))
+    decibels = float(quality.psnr(patched, dense))
+    return {
+        "seed": result.patched.request.seed,
+        "seconds": {
+            "dense": round(result.dense.seconds, 3),
+            "patched": round(result.patched.seconds, 3),
+        },
+        "denoising_seconds": {
+            "dense": round(result.dense.denoising_seconds, 3),
+            "patched": round(result.patched.denoising_seconds, 3),
+        },
+        "measured_speedup": round(result.measured_speedup, 3),
+        "predicted_speedup": round(result.predicted_speedup, 3),
+        "keys": keys_by_grid(result.summary),
+        "psnr_db": None if math.isinf(decibels) else round(decibels, 2),
+        "ssim": round(float(quality.ssim(patched, dense)), 4),
+    }
+
+
+def keys_by_grid(summary: Summary) -> list[dict[str, Any]]:
+    """One entry for each token grid: how many layers, keys before and after."""
+    entries: dict[tuple[int, int, int, int], int] = {}
+    for layer in summary.layers:
+        if layer.grid is not None:
+            key = (*layer.grid, layer.keys_before, layer.keys_after)
+            entries[key] = entries.get(key, 0) + 1
+    return [
+        {"grid": f"{height}x{width}", "layers": count, "before": before, "after": after}
+        for (height, width, before, after), count in sorted(entries.items(), reverse=True)
+    ]
+
+
+def keys_text(summary: Summary) -> str:
+    """The same in words, for what the patch changes."""
+    changed = [e for e in keys_by_grid(summary) if e["after"] < e["before"]]
+    return ", ".join(f"{e['before']} -> {e['after']} keys in {e['layers']} layers" for e in changed)
+
+
+def as_tensor(image: Image.Image) -> Tensor:
+    """[1, 3, H, W] in [0, 1]."""
+    pixels = torch.from_numpy(numpy.array(image.convert("RGB")))
+    return pixels.permute(2, 0, 1)[None].double() / 255.0
+
+
+def print_comparison(result: gen.Comparison, numbers: dict[str, Any]) -> None:
+    """A table for people."""
+    table = Table(title=f"seed {numbers['seed']}", title_justify="left")
+    table.add_column("")
+    for column in ("dense", "patched", "speed-up", "predicted"):
+        table.add_column(column, justify="right")
+    for name, label in (("denoising_seconds", "denoising, s"), ("seconds", "whole picture, s")):
+        dense, patched = numbers[name]["dense"], numbers[name]["patched"]
+        predicted = f"{numbers['predicted_speedup']:.2f}" if name != "seconds" else ""
+        table.add_row(label, f"{dense:.2f}", f"{patched:.2f}", f"{dense / patched:.2f}", predicted)
+    console = out()
+    console.print(table)
+    console.print(f"{keys_text(result.summary) or 'no fewer keys'}; {_distance(numbers)}")
+
+
+def _distance(numbers: dict[str, Any]) -> str:
+    if numbers["psnr_db"] is None:
+        return "equal pictures"
+    return f"PSNR {numbers['psnr_db']:.1f} dB, SSIM {numbers['ssim']:.3f}"
+
+
+def _patch_name(result: gen.Comparison) -> str:
+    config = result.patched.request.config
+    assert config is not None, "a comparison has a patch"
+    factors = sorted({layer.factor for layer in result.summary.layers if layer.factor > 1})
+    if not factors:
+        return "patched (changes nothing at this size)"
+    return f"factor {' and '.join(map(str, factors))}, {config.anchors} anchors"
+
+
+def _foot(result: gen.Comparison, numbers: dict[str, Any]) -> list[str]:
+    request = result.patched.request
+    return [
+        f"denoising {numbers['measured_speedup']:.2f} x faster, predicted "
+        f"{numbers['predicted_speedup']:.2f} x. {_distance(numbers)}.",
+        keys_text(result.summary) or "no fewer keys",
+        f"{json.dumps(request.prompt, ensure_ascii=False)}, {request.width} x {request.height}, "
+        f"{request.steps} steps, seed {request.seed}, {request.dtype} on {request.device}",
+    ]

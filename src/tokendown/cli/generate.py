@@ -1,0 +1,198 @@
+"""``tokendown generate``: pictures from a prompt, patched, dense, or both."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from PIL import Image
+
+from .. import builtin, pictures
+from .. import generate as gen
+from .._errors import ConfigError
+from ..loading import fingerprint
+from ..sources import versions
+from . import options as opt
+from .compare import keys_text, print_comparison, save_comparison
+from .output import loading, out, politely, print_json, steps_bar, warn
+
+_PLAIN = ("negative_prompt", "model", "base", "lora", "steps", "guidance", "seed", "device",
+          "dtype")  # fmt: skip
+
+
+def generate(
+    ctx: typer.Context,
+    prompt: Annotated[str | None, typer.Argument(help="What to show.")] = None,
+    negative_prompt: Annotated[
+        str | None, typer.Option("--negative-prompt", "-n", help="What not to show.")
+    ] = None,
+    model: opt.Model = None,
+    base: Annotated[
+        str | None,
+        typer.Option(help="Folder or Hub id with the configuration of a .safetensors MODEL."),
+    ] = None,
+    lora: Annotated[
+        str | None, typer.Option(metavar="LORA", help=".safetensors file or Hub id.")
+    ] = None,
+    size: opt.Size = None,
+    steps: Annotated[int | None, typer.Option(help="Default: the pipeline's own.")] = None,
+    guidance: Annotated[float | None, typer.Option(help="Default: the pipeline's own.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Picture i has seed + i. Default 0.")] = None,
+    count: Annotated[int, typer.Option(min=1, help="How many pictures.")] = 1,
+    preset: opt.Preset = None,
+    factor: opt.Factor = None,
+    budget: opt.Budget = None,
+    anchors: opt.Anchors = None,
+    method: opt.Method = None,
+    start: opt.Start = None,
+    stop: opt.Stop = None,
+    dense: opt.Dense = False,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda, cuda:1, mps. Default: the first that works.")
+    ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="float32, float16, bfloat16. Default: float32 on cpu, else float16."),
+    ] = None,
+    out_folder: Annotated[Path, typer.Option("--out", help="Folder for the files.")] = Path("out"),
+    source: Annotated[
+        Path | None,
+        typer.Option("--from", metavar="PNG", help="Repeat a picture; other options change it."),
+    ] = None,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Dense and patched from one seed, side by side.")
+    ] = False,
+    as_json: opt.Json = False,
+) -> None:
+    """Make pictures with a patched model; every PNG file carries its settings."""
+    with politely(as_json):
+        pictures.check_folder(out_folder)
+        recorded = None if source is None else pictures.read_settings(source)
+        request = read_request(ctx.params, recorded)
+        compare = compare or (recorded or {}).get("kind") == "comparison"
+        with loading(request.model):
+            pipe, request = gen.open_pipeline(request)
+            plan = gen.predict(pipe, request)
+            notes = remarks(pipe, request, recorded, plan)
+        for note in notes:
+            warn(note)
+        job = _Job(pipe, request, out_folder, as_json, notes)
+        for index in range(count):
+            one = replace(request, seed=request.seed + index)
+            label = f"picture {index + 1} of {count}" if count > 1 else "picture"
+            (job.compare if compare else job.make)(one, label, plan)
+        job.report()
+
+
+def read_request(given: Mapping[str, Any], recorded: Mapping[str, Any] | None) -> gen.Request:
+    """The recorded request or the default one, changed by the options that were given.
+
+    Raises:
+        ConfigError: an option is wrong, or there is no prompt.
+        LoadError: the recorded settings are damaged.
+    """
+    if recorded is None and not given["prompt"]:
+        raise ConfigError('expected a prompt, such as: tokendown generate "a red heart"')
+    request = gen.Request() if recorded is None else gen.Request.from_dict(recorded)
+    changes = {name: given[name] for name in _PLAIN if given[name] is not None}
+    if given["prompt"]:
+        changes["prompt"] = given["prompt"]
+    if given["size"] is not None:
+        changes["width"], changes["height"] = opt.parse_size(given["size"])
+    patch_given = given["dense"] or any(given[name] is not None for name in opt.PATCH_OPTIONS)
+    if patch_given:  # these replace recorded ones together: a factor excludes a budget
+        changes["config"] = opt.patch_config(given)
+    return replace(request, **changes)
+
+
+def remarks(pipe: Any, request: gen.Request, recorded: Any, plan: Any) -> list[str]:
+    """What the user should know before waiting."""
+    notes = []
+    if is_random(request):
+        notes.append(builtin.RANDOM_WARNING)
+    if plan is not None and not plan.changes_anything:
+        notes.append(
+            f"the patch changes nothing at {request.width}x{request.height}; try a larger --size, "
+            "a smaller --budget, or --factor 2"
+        )
+    if recorded is None:
+        return notes
+    here = versions()
+    there = recorded.get("versions")
+    for package, version in (there if isinstance(there, dict) else {}).items():
+        if package in here and here[package] != version:
+            notes.append(f"made with {package} {version}, here {here[package]}: pixels may differ")
+    if recorded.get("weights") != fingerprint(pipe):
+        notes.append("made with other weights of this model, or another LoRA: pixels will differ")
+    threads = torch.get_num_threads()
+    if request.device == "cpu" and recorded.get("threads") != threads:
+        notes.append(
+            f"made with {recorded.get('threads')} threads, here {threads}: last bits may differ"
+        )
+    return notes
+
+
+def is_random(request: gen.Request) -> bool:
+    """Whether the stand-in without training makes the picture."""
+    return request.model == builtin.NAME and builtin.trained_folder() is None
+
+
+class _Job:
+    """Makes, saves and reports the pictures of one command, and keeps what JSON will say."""
+
+    def __init__(
+        self, pipe: Any, request: gen.Request, folder: Path, as_json: bool, notes: list[str]
+    ) -> None:
+        self.pipe = pipe
+        self.folder = folder
+        self.as_json = as_json
+        self.record: dict[str, Any] = {"request": request.to_dict(), "notes": notes, "images": []}
+        self.random = is_random(request)
+
+    def make(self, request: gen.Request, label: str, plan: Any) -> None:
+        with steps_bar(label) as advance:
+            picture = gen.make_picture(self.pipe, request, advance)
+        stem = pictures.stem_for(request.prompt, request.seed)
+        settings = gen.describe(self.pipe, picture)
+        [path] = pictures.save(self.folder, stem, {"": (self.finish(picture.image), settings)})
+        self.note(picture)
+        entry = {
+            "path": str(path),
+            "seed": request.seed,
+            "seconds": round(picture.seconds, 3),
+            "denoising_seconds": round(picture.denoising_seconds, 3),
+            "predicted_speedup": None if plan is None else round(plan.predicted_speedup, 3),
+        }
+        self.record["images"].append(entry)
+        if not self.as_json:
+            keys = "" if plan is None else keys_text(plan)
+            said = "; ".join([f"{picture.seconds:.1f} s", *([keys] if keys else [])])
+            out().print(f"{path} ({said})", markup=False, soft_wrap=True)
+
+    def compare(self, request: gen.Request, label: str, _: Any) -> None:
+        with steps_bar(f"{label}, dense and patched") as advance:
+            result = gen.compare(self.pipe, request, advance)
+        numbers, files = save_comparison(self.pipe, self.folder, result, self.finish)
+        self.note(result.patched)
+        names = dict(zip(("dense", "patched", "side_by_side"), map(str, files), strict=True))
+        self.record["images"].append({**numbers, "paths": names})
+        if not self.as_json:
+            print_comparison(result, numbers)
+            for path in files:
+                out().print(str(path), markup=False, soft_wrap=True)
+
+    def finish(self, image: Image.Image) -> Image.Image:
+        return pictures.with_strip(image, "random weights") if self.random else image
+
+    def note(self, picture: gen.Picture) -> None:
+        if picture.note:
+            warn(picture.note)
+            self.record["notes"].append(picture.note)
+
+    def report(self) -> None:
+        if self.as_json:
+            print_json(self.record)

@@ -1,0 +1,115 @@
+"""Options that more than one sub-command has, and how their texts are read."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import typer
+
+from .. import builtin
+from .._errors import ConfigError
+from ..config import PatchConfig
+
+_PATCH = "What to keep"
+
+Model = Annotated[
+    str | None,
+    typer.Option(
+        "--model", "-m", metavar="MODEL",
+        help="Hub id, diffusers folder, or .safetensors file. Default: the built-in model.",
+    ),
+]  # fmt: skip
+Size = Annotated[
+    str | None,
+    typer.Option(metavar="WIDTHxHEIGHT", help="Pixels. Default: the model's native size."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON to stdout.")]
+Preset = Annotated[
+    str | None,
+    typer.Option(metavar="auto|paper", help="Which layers, how coarse.", rich_help_panel=_PATCH),
+]
+Factor = Annotated[
+    str | None,
+    typer.Option(
+        metavar="N|LEVEL:N,...",
+        help="Linear factor: 2 keeps 1/4 of the keys of the finest layers; 1:4,2:2 by level.",
+        rich_help_panel=_PATCH,
+    ),
+]
+Budget = Annotated[
+    int | None,
+    typer.Option(help="Most grid keys a layer keeps. Default 4096.", rich_help_panel=_PATCH),
+]
+Anchors = Annotated[
+    int | None,
+    typer.Option(help="Extra keys off the grid. Default 32; 0 in paper.", rich_help_panel=_PATCH),
+]
+Method = Annotated[
+    str | None,
+    typer.Option(
+        metavar="nearest|mean", help="One token of a cell, or its mean.", rich_help_panel=_PATCH
+    ),
+]
+Start = Annotated[
+    float | None,
+    typer.Option(help="Part of the schedule where the patch begins.", rich_help_panel=_PATCH),
+]
+Stop = Annotated[
+    float | None,
+    typer.Option(help="Part of the schedule where it ends.", rich_help_panel=_PATCH),
+]
+Dense = Annotated[bool, typer.Option("--dense", help="No patch.", rich_help_panel=_PATCH)]
+
+PATCH_OPTIONS = ("preset", "factor", "budget", "anchors", "method", "start", "stop")
+
+
+def parse_size(text: str | None) -> tuple[int | None, int | None]:
+    """``"1024x768"`` to (width, height); ``"512"`` is square.
+
+    Raises:
+        ConfigError: it reads otherwise.
+    """
+    if text is None:
+        return None, None
+    match = re.fullmatch(r"(\d{1,6})(?:[xX×](\d{1,6}))?", text.strip())  # noqa: RUF001, people paste it
+    if match is None:
+        raise ConfigError(f"expected a size such as 1024x768 (width x height), got {text!r}")
+    width = int(match[1])
+    return width, int(match[2] or width)
+
+
+def parse_factor(text: str) -> int | dict[int, int]:
+    """``"2"`` to 2, ``"1:4,2:2"`` to {1: 4, 2: 2}.
+
+    Raises:
+        ConfigError: it reads otherwise.
+    """
+    if re.fullmatch(r"\s*\d+\s*", text):
+        return int(text)
+    pairs = [re.fullmatch(r"\s*(\d+)\s*:\s*(\d+)\s*", part) for part in text.split(",")]
+    if None in pairs:
+        raise ConfigError(f"expected a factor such as 2 or 1:4,2:2 (level:factor), got {text!r}")
+    return {int(pair[1]): int(pair[2]) for pair in pairs if pair}
+
+
+def patch_config(given: Mapping[str, Any]) -> PatchConfig | None:
+    """From the options of a command; None is dense.
+
+    Raises:
+        ConfigError: a value is wrong, or options of a patch stand beside ``--dense``.
+    """
+    options = {name: given[name] for name in PATCH_OPTIONS if given.get(name) is not None}
+    if given.get("dense"):
+        if options:
+            raise ConfigError(f"--dense asks for no patch, so --{next(iter(options))} has no use")
+        return None
+    if "factor" in options:
+        options["factor"] = parse_factor(options["factor"])
+    return PatchConfig.from_dict(options)
+
+
+def model_name(given: str | None) -> str:
+    """The model, or the built-in one."""
+    return given or builtin.NAME

@@ -1,0 +1,92 @@
+"""Where things are printed: results to stdout, the rest to stderr; errors as one line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from .._errors import GenerateError, TokendownError
+
+FAILED, WRONG_INPUT, INTERRUPTED = 1, 2, 130
+
+
+def out() -> Console:
+    """For results."""
+    return Console(highlight=False)
+
+
+def err() -> Console:
+    """For progress, warnings and errors."""
+    return Console(stderr=True, highlight=False)
+
+
+def print_json(record: Any) -> None:
+    """One JSON document on stdout."""
+    typer.echo(json.dumps(record, indent=2, allow_nan=False))
+
+
+def warn(message: str) -> None:
+    """One line on stderr."""
+    err().print(f"note: {message}", markup=False, soft_wrap=True, style="yellow")
+
+
+@contextmanager
+def politely(as_json: bool) -> Iterator[None]:
+    """Turns what can go wrong into one line and an exit code.
+
+    2 means that the arguments or files are wrong, 1 that something failed on the way, 130 that the
+    user stopped it. With ``as_json`` stdout gets ``{"error": ...}`` as well.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        code, message = INTERRUPTED, "interrupted; nothing is half-written"
+    except TokendownError as error:
+        code = FAILED if isinstance(error, GenerateError) else WRONG_INPUT
+        message = " ".join(str(error).split())
+    else:
+        return
+    err().print(f"error: {message}", markup=False, soft_wrap=True, style="red")
+    if as_json:
+        print_json({"error": message, "exit_code": code})
+    raise typer.Exit(code)
+
+
+@contextmanager
+def steps_bar(label: str) -> Iterator[Any]:
+    """A bar on stderr for as long as the block runs; yields ``advance(done, all)``."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    console = err()
+    with Progress(
+        *columns, TimeElapsedColumn(), console=console, transient=True,
+        disable=not console.is_terminal,
+    ) as progress:  # fmt: skip
+        task = progress.add_task(label, total=None)
+
+        def advance(done: int, steps: int) -> None:
+            progress.update(task, completed=done, total=steps)
+
+        yield advance
+
+
+@contextmanager
+def loading(model: str) -> Iterator[None]:
+    """A spinner on stderr in place of the hosts' own bars and remarks."""
+    with err().status(f"loading {model}"):
+        try:
+            from transformers.utils import logging as transformers_logging
+
+            transformers_logging.set_verbosity_error()
+            transformers_logging.disable_progress_bar()
+            from diffusers.utils import logging as diffusers_logging
+
+            diffusers_logging.disable_progress_bar()
+        except ImportError:
+            pass  # the loader says what to install
+        yield

@@ -1,0 +1,69 @@
+"""``tokendown summary``: every self-attention layer of a model at a size, before and after."""
+
+from __future__ import annotations
+
+import typer
+from rich.table import Table
+
+from ..blueprint import load_skeleton
+from ..summary import LayerSummary, Summary
+from ..summary import summary as summarise
+from . import options as opt
+from .output import loading, out, politely, print_json
+
+
+def summary(
+    ctx: typer.Context,
+    model: opt.Model = None,
+    size: opt.Size = None,
+    preset: opt.Preset = None,
+    factor: opt.Factor = None,
+    budget: opt.Budget = None,
+    anchors: opt.Anchors = None,
+    method: opt.Method = None,
+    start: opt.Start = None,
+    stop: opt.Stop = None,
+    dense: opt.Dense = False,
+    as_json: opt.Json = False,
+) -> None:
+    """List the self-attention layers of a model, keys and FLOPs before and after. No weights."""
+    with politely(as_json):
+        config = opt.patch_config(ctx.params)
+        width, height = opt.parse_size(size)
+        with loading(opt.model_name(model)):
+            denoiser, scale = load_skeleton(opt.model_name(model))
+            result = summarise(denoiser, config, height=height, width=width, scale=scale)
+        if as_json:
+            print_json(result.to_dict())
+        else:
+            _print(result)
+
+
+def _print(result: Summary) -> None:
+    table = Table(title=f"{result.model}, {result.width} x {result.height} pixels")
+    table.add_column("layer", overflow="fold")
+    for column in ("grid", "factor", "keys", "GFLOP"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("")
+    for layer in result.layers:
+        table.add_row(*_row(layer), style="" if layer.factor > 1 else "dim")
+    console = out()
+    console.print(table)
+    lines = str(result).splitlines()
+    for line in lines[2 + len(result.layers) :]:  # the foot of the plain table
+        console.print(line, markup=False)
+
+
+def _row(layer: LayerSummary) -> tuple[str, ...]:
+    if layer.grid is None:
+        return layer.name, "", "", "", "", layer.note
+    coarser = layer.factor > 1
+    return (
+        layer.name,
+        f"{layer.grid[0]}x{layer.grid[1]}",
+        str(layer.factor) if coarser else "",
+        f"{layer.keys_before} -> {layer.keys_after}" if coarser else str(layer.keys_before),
+        f"{layer.flops_before / 1e9:,.2f}"
+        + (f" -> {layer.flops_after / 1e9:,.2f}" if coarser else ""),
+        layer.note,
+    )

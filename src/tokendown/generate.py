@@ -1,0 +1,159 @@
+"""Pictures from a request: plain, patched, or dense beside patched from one seed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from . import builtin
+from ._errors import ConfigError, UnsupportedModelError
+from .loading import fingerprint, load_pipeline
+from .patch import apply_patch
+from .request import Request
+from .sampling import Picture, Progress, call_parameters, check_pipeline, fitting_size, sample
+from .sources import pick_device, pick_dtype, versions
+from .summary import Summary, summary
+
+__all__ = [
+    "Comparison",
+    "Picture",
+    "Progress",
+    "Request",
+    "compare",
+    "describe",
+    "make_picture",
+    "open_pipeline",
+    "predict",
+]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The same request dense and patched, from one seed; speed-ups are of the denoising.
+
+    Attributes:
+        dense: without the patch.
+        patched: with it.
+        summary: of one denoiser call.
+    """
+
+    dense: Picture
+    patched: Picture
+    summary: Summary
+
+    @property
+    def measured_speedup(self) -> float:
+        """Dense over patched seconds."""
+        return self.dense.denoising_seconds / self.patched.denoising_seconds
+
+    @property
+    def predicted_speedup(self) -> float:
+        """Dense over patched FLOPs of all steps; those outside the step window are dense."""
+        config, steps = self.patched.request.config, self.patched.request.steps
+        assert config is not None, "a comparison has a patch"
+        assert steps is not None, "open_pipeline fills it in"
+        active = sum(config.start <= step / steps < config.stop for step in range(steps)) / steps
+        return 1.0 / (1.0 - active + active / self.summary.predicted_speedup)
+
+
+def open_pipeline(request: Request) -> tuple[Any, Request]:
+    """Loads the pipeline of a request and fills in the request's defaults.
+
+    Raises:
+        LoadError: the model or the LoRA cannot be loaded.
+        ConfigError: it does not make still pictures from text, or the size does not suit it.
+        GenerateError: out of memory.
+    """
+    device = pick_device(request.device)
+    dtype = pick_dtype(request.dtype, device)
+    pipe = load_pipeline(
+        request.model, device=device, dtype=dtype, base=request.base, lora=request.lora
+    )
+    check_pipeline(pipe, request)
+    known = call_parameters(pipe)
+    steps, guidance = request.steps, request.guidance
+    if steps is None and request.model == builtin.NAME:
+        steps = builtin.STEPS if builtin.trained_folder() else builtin.RANDOM_STEPS
+    if steps is None:
+        steps = known["num_inference_steps"].default
+    if guidance is None and "guidance_scale" in known:
+        guidance = known["guidance_scale"].default
+    width, height = fitting_size(pipe, request)
+    dtype_name = str(dtype).removeprefix("torch.")
+    return pipe, replace(
+        request, steps=steps, guidance=guidance, width=width, height=height,
+        device=str(device), dtype=dtype_name,
+    )  # fmt: skip
+
+
+def make_picture(pipe: Any, request: Request, progress: Progress | None = None) -> Picture:
+    """One picture; the pipeline is as it was afterwards.
+
+    Args:
+        pipe: from :func:`open_pipeline`.
+        request: likewise, its seed may differ.
+        progress: called after every step.
+
+    Raises:
+        NothingPatchedError: no layer matches the patch options.
+        ConfigError: the pipeline refuses its arguments.
+        GenerateError: out of memory.
+    """
+    if request.config is None:
+        return sample(pipe, request, progress)
+    with apply_patch(pipe, request.config):
+        return sample(pipe, request, progress)
+
+
+def compare(pipe: Any, request: Request, progress: Progress | None = None) -> Comparison:
+    """The request dense and then patched, from one seed, each after one step that is not timed.
+
+    Args:
+        pipe: from :func:`open_pipeline`.
+        request: likewise; its ``config`` must not be None.
+        progress: called after every step, with the steps of both pictures together.
+
+    Raises:
+        ConfigError: there is no patch to compare with.
+        As make_picture.
+    """
+    if request.config is None:
+        raise ConfigError("nothing to compare: --dense asks for no patch")
+    plan = summary(pipe, request.config, height=request.height, width=request.width)
+    requests = [replace(request, config=None), request]
+    for each in requests:
+        make_picture(pipe, replace(each, steps=1))
+    pictures = []
+    for index, each in enumerate(requests):
+
+        def both(done: int, steps: int, before: int = index) -> None:
+            if progress is not None:
+                progress(before * steps + done, 2 * steps)
+
+        pictures.append(make_picture(pipe, each, both))
+    return Comparison(pictures[0], pictures[1], plan)
+
+
+def predict(pipe: Any, request: Request) -> Summary | None:
+    """What the patch does at this size; None for a dense request or where it is not known."""
+    if request.config is None:
+        return None
+    try:
+        return summary(pipe, request.config, height=request.height, width=request.width)
+    except UnsupportedModelError:
+        return None
+
+
+def describe(pipe: Any, picture: Picture) -> dict[str, Any]:
+    """All that is needed to repeat a picture, as JSON types."""
+    return {
+        **picture.request.to_dict(),
+        "pipeline": type(pipe).__name__,
+        "scheduler": type(pipe.scheduler).__name__,
+        "weights": fingerprint(pipe),
+        "threads": torch.get_num_threads(),
+        "versions": versions(),
+        "seconds": round(picture.seconds, 3),
+    }

@@ -1,0 +1,82 @@
+"""Everything that decides the pixels of one picture, in one object that goes into its file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from . import builtin
+from ._errors import ConfigError, LoadError
+from .config import PatchConfig
+
+
+@dataclass(frozen=True)
+class Request:
+    """Everything that decides the pixels of one picture.
+
+    Args:
+        prompt: what to show.
+        negative_prompt: what not to show; empty means none.
+        model: "built-in", a Hub id, a diffusers folder, or a .safetensors file.
+        base: where the configuration of a .safetensors file is, see ``load_pipeline``.
+        lora: a .safetensors file or a Hub id, or None.
+        width: pixels; None means the model's native size.
+        height: likewise.
+        steps: >= 1; None means the pipeline's default.
+        guidance: classifier-free guidance; None means the pipeline's default.
+        seed: of the first noise, which is drawn on the CPU whatever the device.
+        config: of the patch; None is dense.
+        device: "auto", "cpu", "cuda", "cuda:1", "mps".
+        dtype: "auto", "float32", "float16", "bfloat16".
+
+    Raises:
+        ConfigError: a value is out of its range.
+    """
+
+    prompt: str = ""
+    negative_prompt: str = ""
+    model: str = builtin.NAME
+    base: str | None = None
+    lora: str | None = None
+    width: int | None = None
+    height: int | None = None
+    steps: int | None = None
+    guidance: float | None = None
+    seed: int = 0
+    config: PatchConfig | None = field(default_factory=PatchConfig)
+    device: str = "auto"
+    dtype: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.steps is not None and self.steps < 1:
+            raise ConfigError(f"expected at least 1 step, got {self.steps}")
+        if not 0 <= self.seed < 2**63:
+            raise ConfigError(f"expected a seed from 0 to 2^63 - 1, got {self.seed}")
+        if (self.width is None) != (self.height is None):
+            raise ConfigError("expected width and height together")
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON types."""
+        return {**asdict(self), "config": None if self.config is None else self.config.to_dict()}
+
+    @classmethod
+    def from_dict(cls, settings: Mapping[str, Any]) -> Request:
+        """The inverse of :meth:`to_dict`, also after JSON; further entries are ignored.
+
+        Raises:
+            LoadError: an entry is missing or has the wrong type.
+            ConfigError: the patch options are wrong.
+        """
+        kinds = {"width": int, "height": int, "steps": int, "seed": int, "guidance": (int, float)}
+        optional = {"base", "lora", "width", "height", "steps", "guidance", "config"}
+        given: dict[str, Any] = {}
+        for name in (entry.name for entry in fields(cls)):
+            value = settings.get(name)
+            kind: Any = dict if name == "config" else kinds.get(name, str)
+            if not isinstance(value, kind) and not (value is None and name in optional):
+                raise LoadError(f"the settings have no usable {name}: {value!r}")
+            given[name] = value
+        if given["config"] is not None:
+            given["config"] = PatchConfig.from_dict(given["config"])
+        return cls(**given)
