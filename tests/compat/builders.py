@@ -105,3 +105,131 @@ def upscaler(folder: Path) -> Any:
     )
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def animatediff(folder: Path) -> Any:
+    """AnimateDiff: a U-Net of pictures and a motion adapter."""
+    unet = tiny.sd_unet(
+        block_out_channels=(8, 16),
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+    )
+    adapter = tiny._build(
+        lambda: diffusers.MotionAdapter(
+            block_out_channels=(8, 16),
+            motion_layers_per_block=1,
+            motion_num_attention_heads=2,
+            motion_norm_num_groups=4,
+            motion_max_seq_length=8,
+            use_motion_mid_block=True,
+        )
+    )
+    pipe = diffusers.AnimateDiffPipeline(
+        vae=tiny.vae(),
+        text_encoder=tiny.clip_text_model(),
+        tokenizer=tiny.clip_tokenizer(folder),
+        unet=unet,
+        motion_adapter=adapter,
+        scheduler=tiny.scheduler(),
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def stable_video() -> Any:
+    """Stable Video Diffusion."""
+    from transformers import (
+        CLIPImageProcessor,
+        CLIPVisionConfig,
+        CLIPVisionModelWithProjection,
+    )
+
+    vision = CLIPVisionConfig(
+        hidden_size=8,
+        intermediate_size=8,
+        projection_dim=tiny.TEXT_DIM,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        image_size=224,  # fixed in the pipeline
+        patch_size=112,
+    )
+    vae = tiny._build(
+        lambda: diffusers.AutoencoderKLTemporalDecoder(
+            block_out_channels=(32, 32),  # its group norms have 32 groups
+            down_block_types=("DownEncoderBlock2D",) * 2,
+            layers_per_block=1,
+            latent_channels=4,
+        )
+    )
+    pipe = diffusers.StableVideoDiffusionPipeline(
+        vae=vae,
+        image_encoder=tiny._build(lambda: CLIPVisionModelWithProjection(vision)),
+        unet=tiny.svd_unet(),
+        scheduler=diffusers.EulerDiscreteScheduler(
+            prediction_type="v_prediction",
+            timestep_type="continuous",
+            sigma_min=0.002,
+            sigma_max=700.0,
+            use_karras_sigmas=True,
+        ),
+        feature_extractor=CLIPImageProcessor(crop_size=224, size=224),
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def sdxl(folder: Path) -> Any:
+    """SDXL with two text encoders, each half as wide as its text embedding."""
+    from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+
+    config = CLIPTextConfig(
+        **{**tiny.clip_text_model().config.to_dict(), "projection_dim": tiny.TEXT_DIM}
+    )
+    pipe = diffusers.StableDiffusionXLPipeline(
+        vae=tiny.vae(),
+        text_encoder=tiny.clip_text_model(),
+        text_encoder_2=tiny._build(lambda: CLIPTextModelWithProjection(config), seed=1),
+        tokenizer=tiny.clip_tokenizer(folder),
+        tokenizer_2=tiny.clip_tokenizer(folder),
+        unet=tiny.sdxl_unet(cross_attention_dim=2 * tiny.TEXT_DIM),
+        scheduler=tiny.scheduler("EulerDiscreteScheduler"),
+        add_watermarker=False,
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def pixart_sigma() -> Any:
+    """PixArt-Sigma for ready-made text embeddings."""
+    pipe = diffusers.PixArtSigmaPipeline(
+        tokenizer=None,
+        text_encoder=None,
+        vae=tiny.vae(),
+        transformer=tiny.pixart(),
+        scheduler=diffusers.DPMSolverMultistepScheduler(),
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def dit() -> Any:
+    """DiT at its one size; every label is a class of :func:`tests.tiny.dit`."""
+    pipe = diffusers.DiTPipeline(
+        transformer=tiny._build(
+            lambda: diffusers.DiTTransformer2DModel(
+                sample_size=16,
+                num_layers=2,
+                patch_size=2,
+                num_attention_heads=2,
+                attention_head_dim=4,
+                in_channels=4,
+                out_channels=8,
+                num_embeds_ada_norm=1000,  # the pipeline's empty label is number 1000
+                norm_num_groups=4,
+            )
+        ),
+        vae=tiny.vae(),
+        scheduler=diffusers.DDIMScheduler(),
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe

@@ -1,0 +1,141 @@
+"""Other pipelines of the families that the patch knows, and what they alone can do."""
+
+from __future__ import annotations
+
+import diffusers
+import pytest
+import torch
+from tests import tiny
+
+from tokendown import NothingPatchedError, apply_patch, is_patched
+
+from .builders import dit, pixart_sigma, sdxl
+from .checks import ANCHORS, FACTORS, assert_composes, oracle
+
+SQUARE = {(12, 12): 2, (6, 6): 2}
+
+
+@pytest.mark.compat("SDXL", note="base pipeline; no self-attention at full resolution")
+def test_sdxl(tokenizer_folder):
+    pipe = sdxl(tokenizer_folder)
+
+    def run():
+        return tiny.image_of(pipe, size=48, output_type="latent")
+
+    assert_composes(pipe, run, grids={(12, 12): 2, (6, 6): 3}, factors={2: 2, 4: 3})
+    with pytest.raises(NothingPatchedError, match=r"this model has it at 2 .*, 4 "):
+        apply_patch(pipe, preset="paper")
+
+
+@pytest.mark.compat("SDXL: img2img from the base pipeline", note="shares the patched U-Net")
+def test_sdxl_image_to_image(tokenizer_folder):
+    base = sdxl(tokenizer_folder)
+    apply_patch(base, factor={2: 2}, anchors=ANCHORS)
+    pipe = diffusers.AutoPipelineForImage2Image.from_pipe(base)
+    pipe.set_progress_bar_config(disable=True)
+    picture = torch.rand(1, 3, 48, 48, generator=torch.Generator().manual_seed(3))
+
+    def run():
+        return tiny.image_of(pipe, steps=4, image=picture, strength=0.5, output_type="latent")
+
+    assert is_patched(pipe)
+    got = run()
+    with apply_patch(pipe, factor={2: 2}, anchors=ANCHORS):  # replaces, then removes
+        assert torch.equal(run(), got)
+    dense = run()
+    with oracle(pipe.unet, {(12, 12): 2}):
+        want = run()
+    torch.testing.assert_close(got, want, rtol=0, atol=2e-4 * want.abs().max().item())
+    assert not torch.equal(got, dense)
+
+
+@pytest.mark.compat("PixArt-Sigma", note="tokens are patches; masked captions")
+def test_pixart_sigma():
+    pipe = pixart_sigma()
+    generator = torch.Generator().manual_seed(1)
+    text = torch.randn(2, 1, tiny.TEXT_TOKENS, tiny.TEXT_DIM, generator=generator)
+    mask = torch.ones(1, tiny.TEXT_TOKENS, dtype=torch.long)
+    mask[:, 3:] = 0
+
+    def run():
+        return tiny.image_of(
+            pipe,
+            size=48,
+            prompt=None,
+            negative_prompt=None,
+            prompt_embeds=text[0],
+            negative_prompt_embeds=text[1],
+            prompt_attention_mask=mask,
+            negative_prompt_attention_mask=mask,
+            use_resolution_binning=False,
+            output_type="latent",
+        )
+
+    assert_composes(pipe, run, grids={(12, 12): 3}, factors={1: 3})
+
+
+@pytest.mark.compat("DiT", note="class labels")
+def test_dit():
+    pipe = dit()
+
+    def run():
+        images = pipe(
+            class_labels=[1, 3],
+            num_inference_steps=2,
+            generator=torch.Generator().manual_seed(0),
+            output_type="np",
+        ).images
+        return torch.from_numpy(images)
+
+    assert_composes(pipe, run, grids={(8, 8): 2}, factors={1: 2})
+
+
+@pytest.mark.compat("FreeU", note="enable_freeu, disable_freeu")
+def test_freeu(tokenizer_folder):
+    pipe = tiny.sd_pipeline(tokenizer_folder)
+    assert_composes(
+        pipe,
+        lambda: tiny.image_of(pipe, size=24, output_type="latent"),
+        on=lambda: pipe.enable_freeu(s1=0.5, s2=0.4, b1=1.5, b2=1.6),
+        off=pipe.disable_freeu,
+        grids=SQUARE,
+    )
+
+
+@pytest.mark.compat("VAE slicing and tiling, guidance rescale", note="outside the denoiser")
+def test_pipeline_options_outside_the_denoiser(tokenizer_folder):
+    pipe = tiny.sd_pipeline(tokenizer_folder)
+
+    def on() -> None:
+        pipe.vae.enable_slicing()
+        pipe.vae.enable_tiling()
+
+    def off() -> None:
+        pipe.vae.disable_slicing()
+        pipe.vae.disable_tiling()
+
+    assert_composes(
+        pipe,
+        lambda: tiny.image_of(pipe, size=24, num_images_per_prompt=2, guidance_rescale=0.5),
+        on,
+        off,
+        visible=False,
+        grids=SQUARE,
+    )
+
+
+@pytest.mark.compat("without classifier-free guidance", note="batch 1, and images per prompt")
+@pytest.mark.parametrize("images", [1, 3])
+def test_without_guidance(tokenizer_folder, images):
+    pipe = tiny.sd_pipeline(tokenizer_folder)
+
+    def run():
+        return tiny.image_of(
+            pipe,
+            size=24,
+            guidance_scale=1.0,
+            num_images_per_prompt=images,
+            output_type="latent",
+        )
+
+    assert_composes(pipe, run, grids=SQUARE, factors=FACTORS)
