@@ -60,14 +60,15 @@ class Patch:
     def __exit__(self, *exc: object) -> None:
         self.remove()
 
-    def _install(self) -> None:
+    def _plan(self) -> None:
         for model in self.models:
             plan = families.make_plan(model, self.config)
             if not self.config.always_active:
                 plan.clock = Clock(self.config.start, self.config.stop)
             self._plans.append(plan)
+
+    def _install(self) -> None:
         for model, plan in zip(self.models, self._plans, strict=True):
-            families.uninstall(model)
             families.install(model, plan)
             if self._scheduler is not None and plan.clock is not None:
                 schedule.follow(self._scheduler, plan.clock)
@@ -121,6 +122,8 @@ def apply_patch(
         raise ConfigError(f"expected a PatchConfig or options by name, got both: {options}")
     config = config or options
     patch = Patch(find_denoisers(model, config.controlnet), config, _scheduler_of(model))
+    patch._plan()  # raises before anything is touched
+    remove_patch(model)
     patch._install()
     return patch
 

@@ -15,17 +15,21 @@ from .plan import Clock
 
 
 class Restart(Intercept):
-    """Stands in for ``scheduler.set_timesteps``: a schedule begins."""
+    """Stands in for ``scheduler.set_timesteps``: a schedule begins.
+
+    One object serves every clock that follows the scheduler, so that any of them can leave first.
+    """
 
     method = "set_timesteps"
 
-    def __init__(self, owner: Any, clock: Clock) -> None:
+    def __init__(self, owner: Any) -> None:
         super().__init__(owner)
-        self.clock = clock
+        self.clocks: list[Clock] = []
 
     def run(self, *args: Any, **kwargs: Any) -> Any:
         result = self.original(*args, **kwargs)
-        self.clock.set(0, len(self.owner.timesteps))
+        for clock in self.clocks:
+            clock.set(0, len(self.owner.timesteps))
         return result
 
 
@@ -36,7 +40,8 @@ class Begin(Restart):
 
     def run(self, begin_index: int = 0) -> Any:
         result = self.original(begin_index)
-        self.clock.set(int(begin_index), self.clock.steps)
+        for clock in self.clocks:
+            clock.set(int(begin_index), clock.steps)
         return result
 
 
@@ -47,7 +52,8 @@ class Tick(Restart):
 
     def run(self, *args: Any, **kwargs: Any) -> Any:
         result = self.original(*args, **kwargs)
-        self.clock.set(self.clock.step + 1, self.clock.steps)
+        for clock in self.clocks:
+            clock.set(clock.step + 1, clock.steps)
         return result
 
 
@@ -67,22 +73,30 @@ class Look(Restart):
             and timestep.untyped_storage().data_ptr() == timesteps.untyped_storage().data_ptr()
         ):
             index = timestep.storage_offset() - timesteps.storage_offset()
-            self.clock.set(index, self.clock.steps)
+            for clock in self.clocks:
+                clock.set(index, clock.steps)
         return self.original(sample, timestep, *args, **kwargs)
 
 
 def follow(scheduler: Any, clock: Clock) -> None:
-    """From now on the clock goes with the scheduler."""
+    """From now on the clock goes with the scheduler; it stands until a schedule begins."""
+    installed = {type(part): part for part in _parts(scheduler)}
     told = hasattr(scheduler, Begin.method)
-    for part in (Restart, Begin if told else Look, Tick):
-        if hasattr(scheduler, part.method):
-            part(scheduler, clock).install()
-    if getattr(scheduler, "num_inference_steps", None):
-        clock.set(0, len(scheduler.timesteps))
+    for kind in (Restart, Begin if told else Look, Tick):
+        if hasattr(scheduler, kind.method):
+            if kind not in installed:
+                installed[kind] = kind(scheduler)
+                installed[kind].install()
+            installed[kind].clocks.append(clock)
 
 
 def unfollow(scheduler: Any, clock: Clock) -> None:
-    """Takes the parts of this clock out of the scheduler."""
-    for item in intercepts(scheduler):
-        if isinstance(item, Restart) and item.clock is clock:
-            item.remove()
+    """Parts the clock from the scheduler, and restores it when no clock is left."""
+    for part in _parts(scheduler):
+        part.clocks = [other for other in part.clocks if other is not clock]
+        if not part.clocks:
+            part.remove()
+
+
+def _parts(scheduler: Any) -> list[Restart]:
+    return [item for item in intercepts(scheduler) if isinstance(item, Restart)]
