@@ -374,10 +374,12 @@ def scheduler(name: str = "DDIMScheduler", **options: Any) -> Any:
         "beta_end": 0.012,
         "beta_schedule": "scaled_linear",
         "steps_offset": 1,
+        "clip_sample": False,
+        "skip_prk_steps": True,
     }
-    if "clip_sample" in inspect.signature(make).parameters:
-        settings["clip_sample"] = False
-    return make(**{**settings, **options})
+    known = inspect.signature(make).parameters
+    chosen = {name: value for name, value in settings.items() if name in known}
+    return make(**{**chosen, **options})
 
 
 def sd_pipeline(

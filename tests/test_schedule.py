@@ -1,0 +1,364 @@
+"""A step window: at which steps the layers are really coarse, with real schedulers."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import pickle
+
+import pytest
+import torch
+
+import tiny
+from tokendown import ConfigError, apply_patch, remove_patch
+
+SCHEDULERS = [
+    "DDIMScheduler",
+    "DDPMScheduler",
+    "PNDMScheduler",
+    "EulerDiscreteScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "HeunDiscreteScheduler",
+    "KDPM2DiscreteScheduler",
+    "DPMSolverMultistepScheduler",
+    "DPMSolverSinglestepScheduler",
+    "DEISMultistepScheduler",
+    "UniPCMultistepScheduler",
+    "LCMScheduler",
+]
+LAYER = "down_blocks.0.attentions.0.transformer_blocks.0.attn1"
+
+
+class Probe:
+    """Notes the timestep of every denoiser call and whether keys were dropped in it.
+
+    It counts what reaches ``to_k``, and takes the timestep as the model got it: it knows neither
+    the patch nor the clock.
+    """
+
+    def __init__(self, pipe) -> None:
+        self.coarse: list[bool] = []
+        self.times: list[float] = []
+        self.keys = 0
+        self.tokens = 0
+        layer = pipe.unet.get_submodule(LAYER)
+        layer.to_q.register_forward_pre_hook(self.note_queries)
+        layer.to_k.register_forward_pre_hook(self.note_keys)
+        pipe.unet.register_forward_pre_hook(self.note_time, with_kwargs=True)
+
+    def note_time(self, _, args, kwargs) -> None:
+        self.times.append(float(args[1]))
+
+    def note_queries(self, _, args) -> None:
+        self.tokens = args[0].shape[1]
+
+    def note_keys(self, _, args) -> None:
+        self.coarse.append(args[0].shape[1] < self.tokens)
+
+    def fresh(self) -> Probe:
+        self.coarse, self.times = [], []
+        return self
+
+
+def expected(pipe, times: list[float], start: float, stop: float) -> list[bool]:
+    """The same from the timesteps alone: the place of each in the whole schedule."""
+    schedule = pipe.scheduler.timesteps.tolist()
+    begin = len(schedule) - len(times)  # image-to-image leaves out the first ones
+    assert schedule[begin:] == times
+    return [start <= (begin + i) / len(schedule) < stop for i in range(len(times))]
+
+
+def text_to_image(folder, schedule="DDIMScheduler", **options):
+    pipe = tiny.sd_pipeline(folder, schedule, **{"unet": tiny.shallow_unet(), **options})
+    return pipe, {"output_type": "latent"}
+
+
+def image_to_image(folder, schedule="DDIMScheduler"):
+    pipe = tiny.sd_pipeline(
+        folder, schedule, kind="StableDiffusionImg2ImgPipeline", unet=tiny.shallow_unet()
+    )
+    image = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    return pipe, {"image": image, "strength": 0.6, "output_type": "latent"}
+
+
+@pytest.mark.parametrize("make", [text_to_image, image_to_image])
+@pytest.mark.parametrize("schedule", SCHEDULERS)
+def test_the_window_in_a_pipeline(tmp_path, schedule, make):
+    pipe, call = make(tmp_path, schedule)
+    probe = Probe(pipe)
+    for start, stop in [(0.0, 0.5), (0.3, 0.8)]:
+        with apply_patch(pipe, factor=2, start=start, stop=stop):
+            for steps in (10, 7):  # a second run begins a new schedule
+                probe.fresh()
+                tiny.image_of(pipe, steps=steps, **call)
+                want = expected(pipe, probe.times, start, stop)
+                assert probe.coarse == want
+                assert any(want)
+                assert not all(want)
+
+
+def test_the_window_is_half_open_and_counts_from_the_start_of_the_schedule(tmp_path):
+    pipe, _ = text_to_image(tmp_path)
+    probe = Probe(pipe)
+    with apply_patch(pipe, factor=2, start=0.2, stop=0.6):
+        tiny.image_of(pipe, steps=10)
+    assert probe.coarse == [False] * 2 + [True] * 4 + [False] * 4
+
+
+def test_image_to_image_counts_from_the_start_of_the_whole_schedule(tmp_path):
+    pipe, call = image_to_image(tmp_path)  # strength 0.6 of 10 steps: steps 4 to 9
+    probe = Probe(pipe)
+    with apply_patch(pipe, factor=2, stop=0.5):
+        tiny.image_of(pipe, steps=10, **call)
+    assert probe.coarse == [True] + [False] * 5
+
+
+@pytest.mark.parametrize("window", [(0.0, 0.3), (0.3, 0.6), (0.9, 1.0)])
+def test_fractions_hit_whole_steps_exactly(tmp_path, window):
+    """0.3 of 10 is 3 in spite of rounding."""
+    pipe, _ = text_to_image(tmp_path)
+    probe = Probe(pipe)
+    start, stop = window
+    with apply_patch(pipe, factor=2, start=start, stop=stop):
+        tiny.image_of(pipe, steps=10)
+    assert [i for i, on in enumerate(probe.coarse) if on] == list(
+        range(round(start * 10), round(stop * 10))
+    )
+
+
+def test_no_guidance_and_many_images_make_no_difference(tmp_path):
+    pipe, _ = text_to_image(tmp_path)
+    probe = Probe(pipe)
+    with apply_patch(pipe, factor=2, stop=0.5):
+        tiny.image_of(pipe, steps=4, guidance_scale=1.0, num_images_per_prompt=2)
+    assert probe.coarse == [True, True, False, False]
+
+
+def test_the_window_holds_for_the_controlnet(tmp_path):
+    net = tiny.controlnet()
+    pipe = tiny.sd_pipeline(tmp_path, kind="StableDiffusionControlNetPipeline", controlnet=net)
+    counted = []
+    net.get_submodule(LAYER).to_k.register_forward_pre_hook(
+        lambda _, args: counted.append(args[0].shape[1])
+    )
+    with apply_patch(pipe, factor=2, stop=0.5, controlnet=True, anchors=0):
+        tiny.image_of(pipe, steps=4, image=torch.ones(1, 3, 32, 32))
+    assert counted == [64, 64, 256, 256]
+
+
+def test_a_whole_window_needs_no_scheduler(tmp_path):
+    pipe, _ = text_to_image(tmp_path)
+    before = dict(pipe.scheduler.__dict__)
+    with apply_patch(pipe, factor=2):
+        assert pipe.scheduler.__dict__ == before
+
+
+# Hand-written loops
+
+
+def test_set_progress():
+    model = tiny.sd_unet()
+    dense = tiny.run(model, 8, 12)
+    with apply_patch(model, factor=2):
+        coarse = tiny.run(model, 8, 12)
+    with apply_patch(model, factor=2, start=0.25, stop=0.75) as patch:
+        for step, want in enumerate([dense, coarse, coarse, dense]):
+            patch.set_progress(step, 4)
+            assert torch.equal(tiny.run(model, 8, 12), want)
+
+
+def test_a_window_without_a_clock_is_an_error():
+    model = tiny.sd_unet()
+    with apply_patch(model, factor=2, stop=0.5), pytest.raises(ConfigError, match=r"0\.0 to 0\.5"):
+        tiny.run(model, 8, 12)
+
+
+def test_a_scheduler_in_a_hand_written_loop(tmp_path):
+    pipe, _ = text_to_image(tmp_path, "EulerDiscreteScheduler")
+    probe = Probe(pipe)
+    call = tiny.inputs(pipe.unet, 8, 12, batch=1)
+    sample, text = call["sample"], call["encoder_hidden_states"]
+    with apply_patch(pipe, factor=2, stop=0.5), torch.no_grad():
+        pipe.scheduler.set_timesteps(4)
+        for time in pipe.scheduler.timesteps:
+            scaled = pipe.scheduler.scale_model_input(sample, time)
+            noise = pipe.unet(scaled, time, encoder_hidden_states=text).sample
+            sample = pipe.scheduler.step(noise, time, sample).prev_sample
+    assert probe.coarse == [True, True, False, False]
+
+
+# Exchanging the scheduler
+
+
+@pytest.mark.parametrize("ran_before", [False, True], ids=["fresh", "ran before"])
+@pytest.mark.parametrize("ran_patched", [False, True], ids=["not yet run", "ran patched"])
+def test_exchanging_the_scheduler_is_an_error(tmp_path, ran_before, ran_patched):
+    """The patch cannot follow the new one; it must say so instead of guessing a step."""
+    pipe, _ = text_to_image(tmp_path)
+    if ran_before:
+        tiny.image_of(pipe)
+    with apply_patch(pipe, factor=2, stop=0.5):
+        if ran_patched:
+            tiny.image_of(pipe)
+        pipe.scheduler = tiny.scheduler("EulerDiscreteScheduler")
+        with pytest.raises(ConfigError, match="call apply_patch again after exchanging"):
+            tiny.image_of(pipe)
+
+
+@pytest.mark.xfail(strict=True, reason="the clock stands where the interrupted run left it")
+def test_exchanging_the_scheduler_after_an_interrupt_is_an_error(tmp_path):
+    pipe, _ = text_to_image(tmp_path)
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    with apply_patch(pipe, factor=2, stop=0.5):
+        with pytest.raises(KeyboardInterrupt):
+            tiny.image_of(pipe, steps=4, callback_on_step_end=interrupt)
+        pipe.scheduler = tiny.scheduler("EulerDiscreteScheduler")
+        with pytest.raises(ConfigError, match="exchanging"):
+            tiny.image_of(pipe, steps=4)
+
+
+def test_applying_again_follows_the_new_scheduler(tmp_path):
+    pipe, _ = text_to_image(tmp_path)
+    probe = Probe(pipe)
+    apply_patch(pipe, factor=2, stop=0.5)
+    pipe.scheduler = tiny.scheduler("EulerDiscreteScheduler")
+    apply_patch(pipe, factor=2, stop=0.5)
+    tiny.image_of(pipe, steps=4)
+    assert probe.coarse == [True, True, False, False]
+
+
+def test_a_run_after_an_interrupt_begins_anew(tmp_path):
+    pipe, _ = text_to_image(tmp_path)
+    probe = Probe(pipe)
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    with apply_patch(pipe, factor=2, stop=0.5):
+        with pytest.raises(KeyboardInterrupt):
+            tiny.image_of(pipe, steps=4, callback_on_step_end=interrupt)
+        probe.fresh()
+        tiny.image_of(pipe, steps=4)
+    assert probe.coarse == [True, True, False, False]
+
+
+# The scheduler afterwards
+
+
+class SchedulerSandwich:
+    """Compares what tokendown could leave on a scheduler."""
+
+    methods = ("set_timesteps", "step", "scale_model_input", "set_begin_index")
+
+    def __init__(self, scheduler) -> None:
+        self.scheduler = scheduler
+        self.attributes = dict(scheduler.__dict__)
+        self.signatures = self.read()
+
+    def read(self) -> dict[str, inspect.Signature]:
+        found = [name for name in self.methods if hasattr(self.scheduler, name)]
+        return {name: inspect.signature(getattr(self.scheduler, name)) for name in found}
+
+    def assert_restored(self) -> None:
+        assert not set(self.methods) & set(self.scheduler.__dict__)
+        assert self.scheduler.__dict__.keys() == self.attributes.keys()
+        assert self.read() == self.signatures
+
+
+@pytest.mark.parametrize("schedule", SCHEDULERS)
+def test_the_scheduler_is_restored(tmp_path, schedule):
+    pipe, _ = text_to_image(tmp_path, schedule)
+    want = tiny.image_of(pipe, steps=4)
+    before = SchedulerSandwich(pipe.scheduler)
+    with apply_patch(pipe, factor=2, stop=0.5):
+        assert pipe.scheduler.__dict__.keys() != before.attributes.keys()
+        assert before.read() == before.signatures  # diffusers reads them to find options
+        tiny.image_of(pipe, steps=4)
+    before.assert_restored()
+    assert torch.equal(tiny.image_of(pipe, steps=4), want)
+
+
+def test_the_scheduler_is_restored_when_the_handle_is_lost(tmp_path):
+    pipe, _ = text_to_image(tmp_path)
+    before = SchedulerSandwich(pipe.scheduler)
+    apply_patch(pipe, factor=2, stop=0.5)
+    remove_patch(pipe)
+    before.assert_restored()
+
+
+@pytest.mark.parametrize("stop", [0.5, 1.0])
+def test_the_scheduler_is_restored_when_applied_twice(tmp_path, stop):
+    pipe, _ = text_to_image(tmp_path)
+    before = SchedulerSandwich(pipe.scheduler)
+    apply_patch(pipe, factor=2, stop=0.5)
+    apply_patch(pipe, factor=2, stop=stop).remove()
+    before.assert_restored()
+
+
+def test_the_scheduler_is_restored_with_a_controlnet(tmp_path):
+    pipe = tiny.sd_pipeline(
+        tmp_path, kind="StableDiffusionControlNetPipeline", controlnet=tiny.controlnet()
+    )
+    before = SchedulerSandwich(pipe.scheduler)
+    apply_patch(pipe, factor=2, stop=0.5, controlnet=True).remove()
+    before.assert_restored()
+    apply_patch(pipe, factor=2, stop=0.5, controlnet=True)
+    remove_patch(pipe)
+    before.assert_restored()
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_two_pipelines_with_one_scheduler(tmp_path, order):
+    one, _ = text_to_image(tmp_path)
+    two, _ = text_to_image(tmp_path, scheduler=one.scheduler)
+    before = SchedulerSandwich(one.scheduler)
+    patches = [apply_patch(one, factor=2, stop=0.5), apply_patch(two, factor=2, start=0.5)]
+    probes = [Probe(one), Probe(two)]
+    tiny.image_of(one, steps=4)
+    tiny.image_of(two, steps=4)
+    assert probes[0].coarse == [True, True, False, False]
+    assert probes[1].coarse == [False, False, True, True]
+    for index in order:
+        patches[index].remove()
+    before.assert_restored()
+
+
+def test_the_old_scheduler_is_restored_after_an_exchange(tmp_path):
+    pipe, _ = text_to_image(tmp_path)
+    before = SchedulerSandwich(pipe.scheduler)
+    patch = apply_patch(pipe, factor=2, stop=0.5)
+    pipe.scheduler = tiny.scheduler("EulerDiscreteScheduler")
+    patch.remove()
+    before.assert_restored()
+
+
+@pytest.mark.parametrize(
+    "duplicate",
+    [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))],
+    ids=["deepcopy", "pickle"],
+)
+def test_a_copied_pipeline_has_its_own_clock(tmp_path, duplicate):
+    pipe, _ = text_to_image(tmp_path)
+    patch = apply_patch(pipe, factor=2, stop=0.5)
+    other = duplicate(pipe)
+    probe = Probe(other)
+    tiny.image_of(other, steps=4)
+    assert probe.coarse == [True, True, False, False]
+    patch.remove()
+    tiny.image_of(other, steps=4)
+    assert probe.coarse == [True, True, False, False] * 2
+    before = SchedulerSandwich(pipe.scheduler)
+    remove_patch(other)
+    assert not set(before.methods) & set(other.scheduler.__dict__)
+
+
+def test_saved_scheduler_settings_are_those_of_the_scheduler(tmp_path):
+    pipe, _ = text_to_image(tmp_path)
+    want = dict(pipe.scheduler.config)
+    with apply_patch(pipe, factor=2, stop=0.5):
+        assert dict(pipe.scheduler.config) == want
+        again = type(pipe.scheduler).from_config(pipe.scheduler.config)
+    assert dict(again.config) == want
