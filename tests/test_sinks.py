@@ -1,6 +1,6 @@
 """Attention sinks of a trained network: a grid that misses them destroys the output.
 
-Reproduces the table of docs/design.md, "The one formula", on the network of ``paper/terrain.py``;
+Reproduces the first table of paper/LOG.md on the network of ``paper/terrain.py``;
 ``paper/sinks.py`` measures more of it.
 """
 
