@@ -9,3 +9,9 @@ ROOT = Path(__file__).parent.parent
 def test_api_page_is_up_to_date() -> None:
     made = runpy.run_path(str(ROOT / "scripts" / "api_docs.py"))["render"]()
     assert (ROOT / "docs" / "api.md").read_text() == made, "run: python scripts/api_docs.py"
+
+
+def test_readme_tables_are_those_of_the_result_files() -> None:
+    page = (ROOT / "README.md").read_text()
+    made = runpy.run_path(str(ROOT / "benchmarks" / "table.py"))["fill"](page)
+    assert made == page, "run: python benchmarks/table.py"
