@@ -20,7 +20,7 @@ MARK = re.compile(r"(<!-- table (\S+) -->\n)(?:.+\n)*")
 def render(record: dict[str, Any]) -> str:
     """One row a method."""
     lines = [
-        "| method | seconds, median | speed-up (lowest to highest) | predicted by FLOPs | peak GiB |",
+        "| method | median, s | speed-up (range) | predicted by FLOPs | peak GiB |",
         "|---|---|---|---|---|",
     ]
     for name, row in record["methods"].items():
