@@ -69,9 +69,14 @@ def random_pipeline(dtype: torch.dtype = torch.float32) -> Any:
             norm_num_groups=2,
             sample_size=NATIVE,
         )
-        parts = {"unet": random_unet(), "vae": vae, "text_encoder": CLIPTextModel(text_config)}
+        parts: dict[str, Any] = {"unet": random_unet(), "vae": vae}
+        parts["text_encoder"] = CLIPTextModel(text_config)
+    for part in parts.values():
+        part.eval().requires_grad_(False)
+        if dtype != torch.float32:  # diffusers remarks on every cast
+            part.to(dtype)
     pipe = StableDiffusionPipeline(
-        **{name: part.eval().requires_grad_(False).to(dtype=dtype) for name, part in parts.items()},
+        **parts,
         tokenizer=tokenizer,
         scheduler=DDIMScheduler(
             beta_start=0.00085,

@@ -92,7 +92,10 @@ def keys_by_grid(summary: Summary) -> list[dict[str, Any]]:
 def keys_text(summary: Summary) -> str:
     """The same in words, for what the patch changes."""
     changed = [e for e in keys_by_grid(summary) if e["after"] < e["before"]]
-    return ", ".join(f"{e['before']} -> {e['after']} keys in {e['layers']} layers" for e in changed)
+    return ", ".join(
+        f"{e['before']} -> {e['after']} keys in {e['layers']} layer{'s' * (e['layers'] > 1)}"
+        for e in changed
+    )
 
 
 def as_tensor(image: Image.Image) -> Tensor:

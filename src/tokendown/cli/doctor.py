@@ -25,7 +25,7 @@ def doctor(as_json: opt.Json = False) -> None:
         else:
             _print(installed, devices, backends)
             console = out()
-            console.print(f"\nself-check")
+            console.print("\nself-check")
             for check, passed in results.items():
                 console.print(f"  {'pass' if passed else 'FAIL'}  {check}")
     if not all(results.values()):

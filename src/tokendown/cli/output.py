@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import typer
@@ -78,7 +79,7 @@ def steps_bar(label: str) -> Iterator[Any]:
 @contextmanager
 def loading(model: str) -> Iterator[None]:
     """A spinner on stderr in place of the hosts' own bars and remarks."""
-    with err().status(f"loading {model}"):
+    with err().status(f"loading {model}"), ExitStack() as undo:
         try:
             from transformers.utils import logging as transformers_logging
 
@@ -87,6 +88,11 @@ def loading(model: str) -> Iterator[None]:
             from diffusers.utils import logging as diffusers_logging
 
             diffusers_logging.disable_progress_bar()
+            # later it has useful things to say, such as that a prompt is too long
+            undo.callback(diffusers_logging.set_verbosity, diffusers_logging.get_verbosity())
+            diffusers_logging.set_verbosity_error()
+            undo.enter_context(warnings.catch_warnings())
+            warnings.simplefilter("ignore", FutureWarning)  # diffusers about its own arguments
         except ImportError:
             pass  # the loader says what to install
         yield

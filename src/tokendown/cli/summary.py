@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import typer
+from rich import box
 from rich.table import Table
 
 from ..blueprint import load_skeleton
@@ -40,8 +41,9 @@ def summary(
 
 
 def _print(result: Summary) -> None:
-    table = Table(title=f"{result.model}, {result.width} x {result.height} pixels")
-    table.add_column("layer", overflow="fold")
+    title = f"{result.model}, {result.width} x {result.height} pixels"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    table.add_column("layer", no_wrap=True)
     for column in ("grid", "factor", "keys", "GFLOP"):
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("")
@@ -55,15 +57,26 @@ def _print(result: Summary) -> None:
 
 
 def _row(layer: LayerSummary) -> tuple[str, ...]:
+    name = _short(layer.name)
     if layer.grid is None:
-        return layer.name, "", "", "", "", layer.note
+        return name, "", "", "", "", layer.note
     coarser = layer.factor > 1
     return (
-        layer.name,
+        name,
         f"{layer.grid[0]}x{layer.grid[1]}",
         str(layer.factor) if coarser else "",
         f"{layer.keys_before} -> {layer.keys_after}" if coarser else str(layer.keys_before),
         f"{layer.flops_before / 1e9:,.2f}"
         + (f" -> {layer.flops_after / 1e9:,.2f}" if coarser else ""),
-        layer.note,
+        "" if layer.note.startswith("at most") else layer.note,  # dense, and within the budget
+    )
+
+
+def _short(name: str) -> str:
+    """down_blocks.0.attentions.1.transformer_blocks.0.attn1 to down.0.1.0.attn1."""
+    return (
+        name.replace("_blocks", "")
+        .replace("_block", "")
+        .replace("attentions.", "")
+        .replace("transformer.", "")
     )
