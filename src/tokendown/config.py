@@ -62,10 +62,13 @@ class PatchConfig:
             object.__setattr__(self, "anchors", 0 if self.preset == "paper" else AUTO_ANCHORS)
         _expect(_is_int(self.anchors, 0), "a number of anchors >= 0", self.anchors)
         _expect(
-            0.0 <= self.start < self.stop <= 1.0,
+            _is_number(self.start)
+            and _is_number(self.stop)
+            and 0.0 <= self.start < self.stop <= 1.0,
             "0 <= start < stop <= 1 (fractions of the schedule)",
-            f"start={self.start}, stop={self.stop}",
+            f"start={self.start!r}, stop={self.stop!r}",
         )
+        _expect(isinstance(self.controlnet, bool), "controlnet True or False", self.controlnet)
         if isinstance(self.factor, Mapping):
             _expect(
                 len(self.factor) > 0
@@ -105,6 +108,10 @@ class PatchConfig:
 
 def _is_int(value: object, least: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _expect(ok: bool, expected: str, got: object) -> None:
