@@ -141,6 +141,7 @@ def summary(
     """
     scale = scale if scale is not None else int(getattr(model, "vae_scale_factor", 8))
     denoisers = find_denoisers(model, controlnet=True)
+    families.find_sites(denoisers[0])  # raises where no family matches
     height, width = _size(denoisers[0], height, width, scale)
     plans = {}
     for index, denoiser in enumerate(denoisers):

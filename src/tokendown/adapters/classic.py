@@ -52,7 +52,9 @@ class GridReader:
 
     def _say_if_unchanged(self, grid: Grid) -> None:
         """Once a size: the finest patched grid is small enough, so the others are too."""
-        finest = min((layer.downsample for layer in self.plan.patched), default=0)
+        patched = self.plan.patched
+        coarser = [layer for layer in patched if layer.rule and layer.rule.fixed != 1]
+        finest = min((layer.downsample for layer in coarser or patched), default=0)
         rules = [layer.rule for layer in self.layers if layer.rule and layer.downsample == finest]
         if not rules or rules[0].factor(grid) > 1 or grid in self.plan.said_unchanged:
             return

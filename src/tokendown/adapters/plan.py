@@ -141,9 +141,10 @@ def assign_rules(plan: Plan) -> None:
     found = _levels(candidates)
     config = plan.config
     if not found:
+        reasons = {*plan.left_alone.values(), *(layer.reason for layer in plan.layers)}
         raise NothingPatchedError(
             "no self-attention layer of this model can be patched: "
-            + "; ".join(sorted({*plan.left_alone.values(), *(la.reason for la in plan.layers)}))
+            + ("; ".join(sorted(reasons)) or "it has none")
         )
     wanted = _wanted(config, found)
     missing = sorted(set(wanted) - set(found))
