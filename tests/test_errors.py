@@ -1,0 +1,313 @@
+"""Nothing is done in silence: what is raised, what it says, and what is logged."""
+
+from __future__ import annotations
+
+import logging
+
+import diffusers
+import pytest
+import torch
+from torch import nn
+
+import tiny
+import tokendown
+from tokendown import (
+    ConfigError,
+    GridError,
+    NothingPatchedError,
+    PatchConfig,
+    TokendownError,
+    UnsupportedModelError,
+    apply_patch,
+    is_patched,
+    remove_patch,
+)
+
+UNCHANGED = "changes nothing at this size"
+
+
+def test_one_tree_of_errors():
+    for error in (ConfigError, GridError, UnsupportedModelError, NothingPatchedError):
+        assert issubclass(error, TokendownError)
+    assert issubclass(ConfigError, ValueError)
+    assert issubclass(GridError, ValueError)
+    assert issubclass(UnsupportedModelError, TypeError)
+
+
+# Nothing to patch
+
+
+def test_the_paper_preset_needs_attention_at_full_resolution():
+    model = tiny.sdxl_unet()
+    with pytest.raises(NothingPatchedError) as caught:
+        apply_patch(model, preset="paper")
+    assert str(caught.value) == (
+        "no self-attention at downsampling 1; this model has it at 2 (3 layers), 4 (8 layers). "
+        "Try factor={2: 2}."
+    )
+    assert not is_patched(model)
+
+
+def test_what_the_message_says_to_type_works():
+    model = tiny.sdxl_unet()
+    with apply_patch(model, factor={2: 2}):
+        assert is_patched(model)
+
+
+def test_a_level_without_attention():
+    model = tiny.sd_unet()
+    with pytest.raises(NothingPatchedError, match=r"downsampling 3, 16; this model has it at 1 \("):
+        apply_patch(model, factor={1: 2, 3: 2, 16: 2})
+    assert not is_patched(model)
+
+
+def test_a_model_without_any_attention():
+    model = tiny.sd_unet(
+        down_block_types=("DownBlock2D",) * 4,
+        up_block_types=("UpBlock2D",) * 4,
+        mid_block_type=None,
+    )
+    with pytest.raises(NothingPatchedError, match="can be patched: it has none"):
+        apply_patch(model)
+
+
+def test_a_model_with_attention_only_where_no_grid_is_read():
+    model = tiny.sd_unet(
+        down_block_types=("AttnDownBlock2D",) * 4,
+        up_block_types=("AttnUpBlock2D",) * 4,
+        mid_block_type=None,
+    )
+    with pytest.raises(NothingPatchedError, match="no image grid is known here"):
+        apply_patch(model)
+
+
+# Unknown models
+
+
+@pytest.mark.parametrize("function", [apply_patch, tokendown.summary])
+@pytest.mark.parametrize("make", [lambda: nn.Linear(2, 2), tiny.sd3_transformer, tiny.vae])
+def test_unknown_models_are_told_what_is_supported(make, function):
+    model = make()
+    with pytest.raises(UnsupportedModelError) as caught:
+        function(model)
+    assert type(model).__name__ in str(caught.value)
+    for family in ("UNet2DConditionModel", "PixArtTransformer2DModel", "UNetMotionModel"):
+        assert family in str(caught.value)
+
+
+@pytest.mark.parametrize("function", [apply_patch, remove_patch, is_patched])
+@pytest.mark.parametrize("thing", [None, "unet", 3, object()])
+def test_things_that_are_no_models(thing, function):
+    with pytest.raises(UnsupportedModelError, match=f"got {type(thing).__name__}"):
+        function(thing)
+
+
+def test_a_pipeline_with_an_unknown_denoiser():
+    pipe = diffusers.DDPMPipeline(
+        diffusers.UNet2DModel(
+            sample_size=8,
+            block_out_channels=(4,),
+            down_block_types=("DownBlock2D",),
+            up_block_types=("UpBlock2D",),
+            norm_num_groups=2,
+            attention_head_dim=2,
+        ),
+        tiny.scheduler("DDPMScheduler"),
+    )
+    with pytest.raises(UnsupportedModelError, match="got UNet2DModel"):
+        apply_patch(pipe)
+
+
+def test_a_subclass_is_as_good_as_its_base():
+    class Mine(diffusers.UNet2DConditionModel):
+        pass
+
+    model = tiny.sd_unet()
+    model.__class__ = Mine
+    with apply_patch(model, factor=2):
+        assert is_patched(model)
+
+
+# Options
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"factor": 0},
+        {"factor": -2},
+        {"factor": 2.0},
+        {"factor": True},
+        {"factor": "2"},
+        {"factor": {}},
+        {"factor": {1: 0}},
+        {"factor": {0: 2}},
+        {"factor": {1: 2.5}},
+        {"budget": 0},
+        {"budget": 1.5},
+        {"anchors": -1},
+        {"anchors": 1.5},
+        {"preset": "fast"},
+        {"method": "max"},
+        {"start": -0.1},
+        {"stop": 1.1},
+        {"start": 0.5, "stop": 0.5},
+        {"start": 0.6, "stop": 0.5},
+        {"start": float("nan")},
+    ],
+    ids=str,
+)
+def test_options_are_checked_before_the_model_is_touched(options):
+    model = tiny.shallow_unet()
+    with pytest.raises(ConfigError) as caught:
+        apply_patch(model, **options)
+    assert any(str(key) in str(caught.value) for key in options)  # names the option
+    assert not is_patched(model)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"start": "0.5"}, {"stop": None}, {"controlnet": "yes"}, {"preset": ["auto"]}, {"preset": {}}],
+    ids=str,
+)
+def test_options_of_a_wrong_type(options):
+    with pytest.raises(ConfigError):
+        PatchConfig(**options)
+
+
+def test_a_config_and_options_together_are_an_error():
+    with pytest.raises(ConfigError, match="got both"):
+        apply_patch(tiny.shallow_unet(), PatchConfig(), factor=2)
+
+
+def test_a_config_and_its_options_are_the_same_patch():
+    options = {"factor": {1: 4, 2: 2}, "anchors": 3, "start": 0.25}
+    by_name, by_object = tiny.shallow_unet(), tiny.shallow_unet()
+    with apply_patch(by_name, **options) as one, apply_patch(by_object, PatchConfig(**options)):
+        assert one.config == PatchConfig(**options)
+
+
+@pytest.mark.parametrize("preset", ["auto", "paper"])
+@pytest.mark.parametrize("factor", [None, 2, {1: 4, 2: 2}])
+def test_a_config_survives_json(preset, factor):
+    import json
+
+    config = PatchConfig(preset=preset, factor=factor, start=0.1, stop=0.9)
+    assert PatchConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_a_config_is_immutable():
+    config = PatchConfig(factor={1: 2})
+    with pytest.raises(AttributeError):
+        config.factor = 3
+
+
+def test_unknown_options_of_a_config_are_named():
+    with pytest.raises(ConfigError, match="unknown option factors; the options are"):
+        PatchConfig.from_dict({"factors": 2})
+
+
+def test_a_config_keeps_its_own_factors():
+    factors = {1: 2}
+    config = PatchConfig(factor=factors)
+    factors[1] = 0
+    assert config.factor == {1: 2}
+
+
+def test_defaults():
+    assert (PatchConfig().anchors, PatchConfig().budget) == (32, 4096)
+    assert PatchConfig(preset="paper").anchors == 0
+    assert PatchConfig(preset="paper", anchors=4).anchors == 4
+
+
+# A size at which nothing changes
+
+
+def said(caplog) -> list[str]:
+    assert all(r.levelno == logging.INFO for r in caplog.records if UNCHANGED in r.message)
+    return [r.message for r in caplog.records if UNCHANGED in r.message]
+
+
+def test_a_size_at_which_nothing_changes_is_said_once(caplog):
+    caplog.set_level(logging.INFO, "tokendown")
+    model = tiny.sd_unet()
+    dense = tiny.run(model, 8, 12)
+    with apply_patch(model):
+        for _ in range(3):
+            assert torch.equal(tiny.run(model, 8, 12), dense)
+        (message,) = said(caplog)
+        assert "8x12, 96 tokens" in message
+        assert "4096" in message
+        tiny.run(model, 8, 10)
+        assert len(said(caplog)) == 2  # another size
+        tiny.run(model, 8, 12)
+        assert len(said(caplog)) == 2
+
+
+def test_nothing_is_said_where_something_changes(caplog):
+    caplog.set_level(logging.INFO, "tokendown")
+    with apply_patch(tiny.sd_unet(), budget=95) as patch:
+        tiny.run(patch.models[0], 8, 12)
+    assert said(caplog) == []
+
+
+@pytest.mark.parametrize("factor", [{1: 1, 2: 2}, {2: 2}])
+def test_nothing_is_said_where_only_a_coarser_level_changes(caplog, factor):
+    caplog.set_level(logging.INFO, "tokendown")
+    model = tiny.sd_unet()
+    dense = tiny.run(model, 8, 12)
+    with apply_patch(model, factor=factor):
+        assert not torch.equal(tiny.run(model, 8, 12), dense)
+    assert said(caplog) == []
+
+
+def test_factor_one_is_said_to_change_nothing(caplog):
+    caplog.set_level(logging.INFO, "tokendown")
+    model = tiny.sd_unet()
+    dense = tiny.run(model, 8, 12)
+    with apply_patch(model, factor=1):
+        assert torch.equal(tiny.run(model, 8, 12), dense)
+    assert len(said(caplog)) == 1
+
+
+def test_applying_is_logged_once_with_numbers(caplog):
+    caplog.set_level(logging.INFO, "tokendown")
+    apply_patch(tiny.sd_unet(), factor=2)
+    (record,) = caplog.records
+    assert record.levelno == logging.INFO
+    assert record.message == "UNet2DConditionModel: 3 of 10 self-attention layers patched"
+
+
+def test_nothing_is_printed(capsys):
+    model = tiny.sd_unet()
+    with apply_patch(model, budget=20):
+        tiny.run(model, 8, 12)
+    assert capsys.readouterr() == ("", "")
+
+
+# A grid that cannot be
+
+
+def test_a_layer_called_on_its_own():
+    model = tiny.sd_unet()
+    layer = model.get_submodule("down_blocks.0.attentions.0.transformer_blocks.0.attn1")
+    with apply_patch(model, factor=2), pytest.raises(GridError) as caught:
+        layer(torch.zeros(1, 96, 8))
+    message = str(caught.value)
+    assert "down_blocks.0.attentions.0.transformer_blocks.0.attn1" in message
+    assert "got 96" in message
+
+
+def test_masks_and_averages_do_not_go_together():
+    model = tiny.shallow_unet(
+        block_out_channels=(8,),
+        down_block_types=("CrossAttnDownBlock2D",),
+        up_block_types=("CrossAttnUpBlock2D",),
+    )
+    inputs = {**tiny.inputs(model, 8, 8), "attention_mask": torch.ones(2, 64)}
+    with (
+        apply_patch(model, factor=2, method="mean"),
+        pytest.raises(GridError, match="method='nearest'"),
+        torch.no_grad(),
+    ):
+        model(**inputs)
