@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
@@ -31,6 +32,20 @@ def build_unet(config: Config) -> UNet2DConditionModel:
         attention_head_dim=tuple(w // d for w, d in zip(c.channels, c.head_dim, strict=True)),
         cross_attention_dim=config.text.width,
         norm_num_groups=16,
+    )
+
+
+def quick_on_cpu(unet: UNet2DConditionModel) -> None:
+    """Same attention, written out, where the fused kernel's backward is slow: few tokens.
+
+    It stays fused at the top level, where the matrix of all pairs would not fit the cache.
+    """
+    processors = unet.attn_processors
+    fused = [
+        k for k in processors if ".attn1." in k and k.startswith(("down_blocks.0", "up_blocks.3"))
+    ]
+    unet.set_attn_processor(
+        {k: p if k in fused else AttnProcessor() for k, p in processors.items()}
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -65,7 +66,7 @@ def sample(
     x = torch.randn(len(prompts), 4, size, size, generator=generator)
     table = torch.cat([torch.ones(1), alphas(size)])
     times = torch.linspace(TRAIN_TIMESTEPS, 0, steps + 1).round().long()
-    for now, then in zip(times[:-1], times[1:], strict=True):
+    for now, then in pairwise(times):
         t = (now - 1).expand(2 * len(prompts))
         v0, v1 = painter(torch.cat([x, x]), t, tokens).chunk(2)
         v, a, b = v0 + guidance * (v1 - v0), table[now], table[then]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import random
+import tarfile
 import time
 
 import torch
@@ -14,9 +15,9 @@ from .autoencoder import load_trained, restore_optimiser
 from .captions import every_caption, read_concepts
 from .config import CONFIGS, TRAIN_TIMESTEPS, Config, Stage
 from .data import Pictures
-from .fetch import NAMES
+from .fetch import NAMES, PICTURES
 from .latents import Latents
-from .model import Painter, alphas, build_tokenizer, device, load_tokenizer, to_tokens
+from .model import Painter, alphas, build_tokenizer, device, load_tokenizer, quick_on_cpu, to_tokens
 from .state import Log, Threads, load, save, wait_while_paused
 
 SAVE_SECONDS = 240
@@ -32,6 +33,8 @@ class Run:
         self.painter = Painter(config, self.tokenizer).to(
             self.device, memory_format=torch.channels_last
         )
+        if self.device.type == "cpu":
+            quick_on_cpu(self.painter.unet)
         self.names, self.weights = zip(*self.painter.named_parameters(), strict=True)
         self.ema = [w.detach().clone() for w in self.weights]
         self.optimiser = torch.optim.AdamW(self.weights, betas=(0.9, 0.99), weight_decay=0.01)
@@ -104,18 +107,10 @@ def tokenizer_of(config: Config) -> CLIPTokenizer:
     """Built once from the captions of all the pictures, whichever of them a run learns."""
     folder = config.folder / "tokenizer"
     if not (folder / "vocab.json").exists():
-        files = {f"{line}" for line in _all_files()}
-        build_tokenizer(config, every_caption(read_concepts(NAMES, files, True)), folder)
+        with tarfile.open(PICTURES) as archive:
+            concepts = read_concepts(NAMES, set(archive.getnames()), everything=True)
+        build_tokenizer(config, every_caption(concepts), folder)
     return load_tokenizer(config, folder)
-
-
-def _all_files() -> list[str]:
-    import tarfile
-
-    from .fetch import PICTURES
-
-    with tarfile.open(PICTURES) as archive:
-        return archive.getnames()
 
 
 def stage_at(config: Config, step: int) -> tuple[Stage, float] | None:

@@ -1,0 +1,59 @@
+"""Write the trained weights as a plain StableDiffusionPipeline folder in half precision."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from diffusers import StableDiffusionPipeline
+
+from .autoencoder import load_trained
+from .config import CONFIGS, ROOT, Config
+from .model import build_scheduler
+from .sample import load_painter
+
+TARGET = ROOT / "src" / "tokendown" / "models" / "emoji"
+LIMIT_BYTES = 48_000_000
+
+
+def export(config: Config, target: Path) -> int:
+    """Replaces all of the folder but its README.md; returns the number of bytes in it."""
+    painter, tokenizer, step = load_painter(config)
+    pipeline = StableDiffusionPipeline(
+        vae=load_trained(config),
+        text_encoder=painter.text_encoder,
+        tokenizer=tokenizer,
+        unet=painter.unet,
+        scheduler=build_scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    ).to(dtype=torch.float16)
+    for part in (p for p in target.glob("*") if p.is_dir()):
+        shutil.rmtree(part)
+    pipeline.save_pretrained(target)
+    tokenizer.backend_tokenizer.model.save(str(target / "tokenizer"))  # for transformers 4
+    _load_as_float32(target / "text_encoder" / "config.json")
+    size = sum(f.stat().st_size for f in target.rglob("*") if f.is_file())
+    if size > LIMIT_BYTES:
+        raise SystemExit(f"{size} bytes are too many to ship, {LIMIT_BYTES} is the limit")
+    print(f"step {step}: {size / 1e6:.1f} MB in {target.name}")
+    return size
+
+
+def _load_as_float32(config: Path) -> None:
+    """transformers would else load the type that was saved, diffusers always loads float32."""
+    values = json.loads(config.read_text(encoding="utf-8"))
+    values = {k: "float32" if k in ("dtype", "torch_dtype") else v for k, v in values.items()}
+    config.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("config", choices=CONFIGS)
+    parser.add_argument("--target", type=Path, default=TARGET)
+    arguments = parser.parse_args()
+    export(CONFIGS[arguments.config], arguments.target)
