@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -47,20 +48,22 @@ def load_skeleton(model: str = builtin.NAME) -> tuple[Any, int | None]:
 
 def _config(source: str, kind: str, part: str | None) -> dict[str, Any] | None:
     """``config.json`` of one part, or None where there is none."""
-    from diffusers import ModelMixin
+    if kind == "hub":
+        from diffusers import UNet2DConditionModel  # any class that reads a config.json
 
-    if kind == "folder":
-        path = Path(source).expanduser() / (part or "")
-        if not (path / "config.json").is_file():
+        try:
+            settings: dict[str, Any] = UNet2DConditionModel.load_config(source, subfolder=part)
+        except OSError:
             return None
-        source, part = str(path), None
+        return settings
+    path = Path(source).expanduser() / (part or "") / "config.json"
+    if not path.is_file():
+        return None
     try:
-        settings: dict[str, Any] = ModelMixin.load_config(source, subfolder=part)
-    except OSError as error:
-        if kind == "hub":
-            return None
-        raise LoadError(f"{source}/config.json: {first_line(error)}") from error
-    return settings
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise LoadError(f"{path}: {first_line(error)}") from error
+    return found if isinstance(found, dict) else {}
 
 
 def _on_meta(settings: dict[str, Any], model: str) -> Any:

@@ -13,6 +13,9 @@ from . import builtin
 from ._errors import GenerateError, LoadError
 from .sources import first_line, kind_of, need_diffusers, out_of_memory
 
+# How the names of text encoders and VAE begin in checkpoints that have them.
+_OTHER_PARTS = ("first_stage_model.", "cond_stage_model.", "conditioner.", "text_encoders.", "vae.")
+
 
 def load_pipeline(
     model: str = builtin.NAME,
@@ -28,8 +31,9 @@ def load_pipeline(
         model: "built-in", a Hub id, a diffusers folder, or a .safetensors checkpoint.
         device: where it runs.
         dtype: of the weights.
-        base: the Hub id or folder whose configuration a .safetensors checkpoint has; None means
-            that diffusers recognises the checkpoint and asks the Hub.
+        base: the Hub id or folder whose configuration a .safetensors checkpoint has, and whose
+            other parts it takes if it has none; None means that diffusers recognises the checkpoint
+            and asks the Hub.
         lora: a .safetensors file, or a Hub id.
 
     Raises:
@@ -93,7 +97,10 @@ def _open(model: str, dtype: torch.dtype, base: str | None) -> Any:
 
 
 def _open_file(path: str, dtype: torch.dtype, base: str | None) -> Any:
-    """A checkpoint in one file; its pipeline class is that of its configuration."""
+    """A checkpoint in one file; its pipeline class is that of its configuration.
+
+    A file with the denoiser alone takes the other parts from there, too.
+    """
     import diffusers
     from diffusers.loaders.single_file_utils import fetch_diffusers_config
     from safetensors import safe_open
@@ -109,6 +116,16 @@ def _open_file(path: str, dtype: torch.dtype, base: str | None) -> Any:
             f"{path}: its configuration {base} is neither here nor on the Hub just now; "
             "give a folder that has it with --base"
         ) from error
+    if not any(name.startswith(_OTHER_PARTS) for name in names):  # the denoiser alone
+        pipe = diffusers.DiffusionPipeline.from_pretrained(
+            base, torch_dtype=dtype, use_safetensors=True
+        )
+        part = "unet" if hasattr(pipe, "unet") else "transformer"
+        denoiser = type(getattr(pipe, part)).from_single_file(
+            path, config=base, subfolder=part, torch_dtype=dtype
+        )
+        pipe.register_modules(**{part: denoiser})
+        return pipe
     kind = getattr(diffusers, settings["_class_name"])
     return kind.from_single_file(path, config=base, torch_dtype=dtype)
 
