@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from .._errors import GenerateError, TokendownError
+from ..sources import out_of_memory
 
 FAILED, WRONG_INPUT, INTERRUPTED = 1, 2, 130
 
@@ -51,6 +52,10 @@ def politely(as_json: bool) -> Iterator[None]:
     except TokendownError as error:
         code = FAILED if isinstance(error, GenerateError) else WRONG_INPUT
         message = " ".join(str(error).split())
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        code, message = FAILED, "out of memory; try a smaller --size or --dtype bfloat16"
     else:
         return
     err().print(f"error: {message}", markup=False, soft_wrap=True, style="red")
