@@ -30,8 +30,8 @@ class PatchConfig:
             quarter of the keys) for the layers at the model's finest self-attention resolution;
             a dict maps a layer's own downsampling, relative to the finest token grid of the model,
             to its factor, e.g. ``{1: 4, 2: 2}``. Range: >= 1; 1 leaves a layer dense.
-        budget: most grid keys that a layer may keep, >= 1. A layer gets the smallest factor that
-            brings it there. Not used together with ``factor``.
+        budget: most grid keys that a layer may keep, >= 1; a layer gets the smallest factor that
+            brings it there. None means the preset's own: 1024, or 4096 with ``"paper"``. Not used together with ``factor``.
         anchors: tokens off the grid that are kept as well, those with the largest key norm, >= 0.
             None means 32, or 0 with the preset ``"paper"``.
         method: ``"nearest"`` keeps the top-left token of a cell, ``"mean"`` averages the cell.
@@ -47,7 +47,7 @@ class PatchConfig:
 
     preset: Preset = "auto"
     factor: int | Mapping[int, int] | None = None
-    budget: int = AUTO_BUDGET
+    budget: int | None = None
     anchors: int | None = None
     method: Method = "nearest"
     start: float = 0.0
@@ -57,9 +57,12 @@ class PatchConfig:
     def __post_init__(self) -> None:
         _expect(self.preset in get_args(Preset), "preset 'auto' or 'paper'", self.preset)
         _expect(self.method in get_args(Method), "method 'nearest' or 'mean'", self.method)
-        _expect(_is_int(self.budget, 1), "a budget of at least 1 key", self.budget)
+        paper = self.preset == "paper"
+        if self.budget is None:
+            object.__setattr__(self, "budget", PAPER_BUDGET if paper else AUTO_BUDGET)
         if self.anchors is None:
-            object.__setattr__(self, "anchors", 0 if self.preset == "paper" else AUTO_ANCHORS)
+            object.__setattr__(self, "anchors", 0 if paper else AUTO_ANCHORS)
+        _expect(_is_int(self.budget, 1), "a budget of at least 1 key", self.budget)
         _expect(_is_int(self.anchors, 0), "a number of anchors >= 0", self.anchors)
         _expect(
             _is_number(self.start)

@@ -11,7 +11,7 @@ from torch import nn
 from ._errors import ConfigError, UnsupportedModelError
 from .adapters import families, schedule
 from .adapters.plan import Clock, Plan
-from .config import AUTO_BUDGET, Method, PatchConfig, Preset
+from .config import Method, PatchConfig, Preset
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -85,7 +85,7 @@ def apply_patch(
     *,
     preset: Preset = "auto",
     factor: int | Mapping[int, int] | None = None,
-    budget: int = AUTO_BUDGET,
+    budget: int | None = None,
     anchors: int | None = None,
     method: Method = "nearest",
     start: float = 0.0,
@@ -100,7 +100,7 @@ def apply_patch(
         preset: "auto", or "paper" for ToDo as published. This and the following are the fields of
             :class:`PatchConfig`, which says more about each.
         factor: linear, >= 1, instead of the preset's choice; or a dict from downsampling to factor.
-        budget: most grid keys that a layer may keep, >= 1.
+        budget: most grid keys that a layer may keep, >= 1; None means the preset's own.
         anchors: tokens kept besides the grid, >= 0; None means 32, or 0 with preset "paper".
         method: "nearest" or "mean".
         start: fraction of the schedule at which the patch becomes active.

@@ -165,9 +165,9 @@ def _wanted(config: PatchConfig, found: dict[int, int]) -> dict[int, Rule]:
         return {min(found): Rule(fixed=config.factor)}
     if config.factor is not None:
         return {level: Rule(fixed=factor) for level, factor in config.factor.items()}
-    if config.preset == "paper":
-        return {1: Rule(budget=config.budget)}
-    return {level: Rule(budget=config.budget) for level in found}
+    assert config.budget is not None, "PatchConfig fills it in"
+    levels = [1] if config.preset == "paper" else found
+    return {level: Rule(budget=config.budget) for level in levels}
 
 
 def _levels(layers: list[Layer]) -> dict[int, int]:
