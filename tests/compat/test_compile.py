@@ -135,11 +135,30 @@ def test_toggling_compiles_nothing_new():
 )
 @torch.no_grad()
 def test_regional_compilation_serves_many_sizes():
-    unet = tiny.shallow_unet()
-    apply_patch(unet, **PATCH)
-    unet.compile_repeated_blocks(fullgraph=True, backend="eager")
-    for width in range(8, 26, 2):
-        tiny.run(unet, 8, width)
+    compile_many_sizes(patched=True)
+
+
+def compile_many_sizes(patched: bool) -> None:
+    """Dense, the second graph is dynamic and serves all further sizes."""
+    unet = one_level_unet()
+    if patched:
+        apply_patch(unet, **PATCH)
+    with torch._dynamo.config.patch(recompile_limit=3):
+        unet.compile_repeated_blocks(fullgraph=True, backend="eager")
+        for size in [(16, 16), (16, 24), (24, 16), (32, 32), (40, 32)]:
+            tiny.run(unet, *size)
+
+
+@pytest.mark.compat(
+    "compile_repeated_blocks: many sizes, with a setting",
+    note="torch._dynamo.config.allow_unspec_int_on_nn_module = True: graphs as few as dense",
+)
+@torch.no_grad()
+def test_regional_compilation_serves_many_sizes_with_a_setting():
+    compile_many_sizes(patched=False)
+    torch._dynamo.reset()
+    with torch._dynamo.config.patch(allow_unspec_int_on_nn_module=True):
+        compile_many_sizes(patched=True)
 
 
 @pytest.mark.compat("torch.compile: no recompilation between steps", note="a pipeline of 3 steps")
