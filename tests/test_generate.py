@@ -181,6 +181,12 @@ def test_out_of_memory_says_the_size_and_what_to_try(opened, monkeypatch, error)
     assert not is_patched(pipe)
 
 
+def test_any_other_failure_of_a_pipeline_is_one_line(opened):
+    pipe, request = opened
+    with pytest.raises(GenerateError, match=r"Pipeline failed with IndexError: index 1000"):
+        make_picture(pipe, replace(request, steps=1000))  # steps_offset=1 asks for step 1000
+
+
 def test_devices_and_dtypes():
     with pytest.raises(ConfigError, match=r"no device 'toaster' here; found: .*cpu"):
         pick_device("toaster")

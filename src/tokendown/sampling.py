@@ -136,7 +136,7 @@ def sample(pipe: Any, request: Request, progress: Progress | None) -> Picture:
 
     Raises:
         ConfigError: the pipeline refuses its arguments.
-        GenerateError: out of memory, or it returns no picture.
+        GenerateError: out of memory, or the pipeline fails or returns no picture.
     """
     denoiser = find_denoisers(pipe)[0]
     clock = _Clock(next(denoiser.parameters()).device, request.steps or 1, progress)
@@ -148,10 +148,11 @@ def sample(pipe: Any, request: Request, progress: Progress | None) -> Picture:
         raise
     except ValueError as error:
         raise ConfigError(f"{type(pipe).__name__}: {first_line(error)}") from error
-    except (RuntimeError, MemoryError) as error:
+    except Exception as error:  # a third party's pipeline can fail in any way
         if out_of_memory(error):
             raise GenerateError(_memory_advice(request)) from error
-        raise
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise GenerateError(f"{type(pipe).__name__} failed with {reason}") from error
     finally:
         hook.remove()
     seconds = clock.now() - begin
