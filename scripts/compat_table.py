@@ -23,11 +23,11 @@ PACKAGES = ("torch", "diffusers", "transformers", "peft", "accelerate")
 HEAD = """# Compatibility
 
 Written by `python scripts/compat_table.py` from the tests in `tests/compat`; do not edit by hand.
-Each row is one test, with real classes of the libraries at tiny size on a CPU. It compares the
-patched result with an independent expectation (mostly dense attention under a mask, by the
-processor that is installed), shows that the patch changes the output, and that removing it gives
-back the very same bits. Offloading and compiling are tested without an accelerator: the hooks and
-the tracing are real, the copies between devices and the generated kernels are not.
+Each row is one test, with real classes of the libraries at tiny size on a CPU. Most compare the
+patched result with dense attention under a mask, by the processor that is installed, show that
+the patch changes the output, and that removing it gives back the very same bits.
+Offloading and compiling are tested without an accelerator: the hooks and the tracing are real, the
+copies between devices and the generated kernels are not.
 """
 
 

@@ -107,7 +107,7 @@ def test_repeated_blocks_share_graphs():
         tiny.run(unet, *LATENT)
         return counter.frame_count
 
-    assert graphs(patched=True) <= graphs(patched=False) + 1
+    assert graphs(patched=True) == graphs(patched=False)
 
 
 @pytest.mark.compat("compile_repeated_blocks: toggling", note="uses the graphs that are there")
@@ -161,7 +161,9 @@ def test_regional_compilation_serves_many_sizes_with_a_setting():
         compile_many_sizes(patched=True)
 
 
-@pytest.mark.compat("torch.compile: no recompilation between steps", note="a pipeline of 3 steps")
+@pytest.mark.compat(
+    "torch.compile: no recompilation between steps", note="4 steps, always and in a step window"
+)
 @pytest.mark.parametrize("window", [{}, {"start": 0.3, "stop": 0.7}], ids=["always", "window"])
 def test_steps_of_one_size_share_a_graph(tokenizer_folder, window):
     """One graph serves a whole schedule; a step window adds one for the dense steps."""

@@ -18,7 +18,7 @@ def picture(seed: int = 3, size: int = 24):
     return torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.compat("img2img", note="StableDiffusionImg2ImgPipeline, also with a step window")
+@pytest.mark.compat("img2img", note="StableDiffusionImg2ImgPipeline")
 @pytest.mark.parametrize("strength", [0.5, 1.0])
 def test_image_to_image(tokenizer_folder, strength):
     pipe = tiny.sd_pipeline(tokenizer_folder, kind="StableDiffusionImg2ImgPipeline")
@@ -29,6 +29,28 @@ def test_image_to_image(tokenizer_folder, strength):
         ),
         grids=SQUARE,
     )
+
+
+@pytest.mark.compat("img2img with a step window", note="fractions of the whole schedule")
+def test_step_window_of_image_to_image(tokenizer_folder):
+    """Strength one half runs the last two of four steps, so that the first half never comes."""
+    pipe = tiny.sd_pipeline(tokenizer_folder, kind="StableDiffusionImg2ImgPipeline")
+
+    def run():
+        return tiny.image_of(pipe, steps=4, image=picture(), strength=0.5, output_type="latent")
+
+    dense = run()
+    with apply_patch(pipe, factor=2, stop=0.5):
+        assert torch.equal(run(), dense)
+    with apply_patch(pipe, factor=2):
+        always = run()
+    assert not torch.equal(always, dense)
+    with apply_patch(pipe, factor=2, start=0.5):
+        assert torch.equal(run(), always)
+    with apply_patch(pipe, factor=2, start=0.75):  # the last step alone
+        last = run()
+    assert not torch.equal(last, always)
+    assert not torch.equal(last, dense)
 
 
 @pytest.mark.compat("inpaint", note="with a U-Net of 4 and of 9 input channels")
