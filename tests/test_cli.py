@@ -20,6 +20,7 @@ from tokendown import PatchConfig, builtin, doctor, pictures
 from tokendown import generate as gen
 from tokendown.cli import main, options
 from tokendown.cli.app import app
+from tokendown.cli.generate import busy
 from tokendown.cli.options import parse_factor, parse_size, patch_config
 
 
@@ -250,6 +251,13 @@ make = generate.make_picture
 generate.make_picture = lambda *args: (print("sampling", flush=True), make(*args))[1]
 main()
 """
+
+
+def test_a_busy_machine_is_named(monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    for load, lines in ((0.5, 0), (3.5, 1)):
+        monkeypatch.setattr(os, "getloadavg", lambda load=load: (load, 0.0, 0.0))
+        assert len(busy()) == lines
 
 
 # summary, doctor, and the command itself

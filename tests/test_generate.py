@@ -10,6 +10,7 @@ import diffusers
 import numpy
 import pytest
 import torch
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from PIL import Image
 from safetensors.torch import save_file
 from tests import tiny
@@ -317,6 +318,23 @@ def test_blueprint_needs_the_configuration_only(folder, tmp_path):
     assert all(weight.is_meta for weight in denoiser.parameters())
     _, scale = blueprint.load_skeleton(str(tmp_path / "unet"))
     assert scale is None
+
+
+def test_blueprint_from_the_hub_stops_at_the_first_sign_of_no_network(folder, monkeypatch):
+    asked = []
+
+    def download(repository, name):
+        asked.append(name)
+        if name == "unet/config.json":
+            raise EntryNotFoundError("no such file")
+        if name == "vae/config.json":
+            raise LocalEntryNotFoundError("no network")
+        return str(folder / "unet" / "config.json")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    with pytest.raises(LoadError, match=r"did not give its vae/config.json \(LocalEntry"):
+        blueprint.load_skeleton("owner/name")
+    assert asked == ["unet/config.json", "transformer/config.json", "vae/config.json"]
 
 
 @pytest.mark.parametrize(

@@ -41,29 +41,38 @@ def load_skeleton(model: str = builtin.NAME) -> tuple[Any, int | None]:
             scale = _vae_scale(_config(source, kind, "vae")) if name else None
             return _on_meta(settings, model), scale
     where = "unet/config.json or transformer/config.json"
-    if kind == "hub":
-        raise LoadError(f"no folder {model} here, and the Hub gave no {where} of that name")
     raise LoadError(f"no {where} in {model}")
 
 
 def _config(source: str, kind: str, part: str | None) -> dict[str, Any] | None:
     """``config.json`` of one part, or None where there is none."""
     if kind == "hub":
-        from diffusers import UNet2DConditionModel  # any class that reads a config.json
-
-        try:
-            settings: dict[str, Any] = UNet2DConditionModel.load_config(source, subfolder=part)
-        except OSError:
-            return None
-        return settings
-    path = Path(source).expanduser() / (part or "") / "config.json"
-    if not path.is_file():
+        path = _from_hub(source, f"{part}/config.json" if part else "config.json")
+    else:
+        path = Path(source).expanduser() / (part or "") / "config.json"
+    if path is None or not path.is_file():
         return None
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise LoadError(f"{path}: {first_line(error)}") from error
     return found if isinstance(found, dict) else {}
+
+
+def _from_hub(repository: str, name: str) -> Path | None:
+    """A downloaded or cached file, or None where the repository has none of that name."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(repository, name))
+    except Exception as error:  # without a network in many ways
+        if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
+            return None
+        raise LoadError(
+            f"{repository}: no such folder here, and the Hub did not give its {name} "
+            f"({type(error).__name__}; offline, misspelt, or gated)"
+        ) from error
 
 
 def _on_meta(settings: dict[str, Any], model: str) -> Any:

@@ -82,6 +82,8 @@ def _reason(error: Exception) -> str:
     text = first_line(error)
     if "Please " in text:
         text = text.split("Please ")[1].replace("`", "").removeprefix("install it with ")
+    if text.startswith("No viable backend"):
+        return "PyTorch has no such kernel for this device"
     return text.split(". ")[0]
 
 

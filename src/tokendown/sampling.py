@@ -33,6 +33,7 @@ class Picture:
         seconds: from the prompt to the picture.
         denoising_seconds: of all steps together, between the first call of the denoiser and the end
             of the last step.
+        step_seconds: of each step; their spread tells how steady the machine was.
         note: a remark for people, or empty.
     """
 
@@ -40,6 +41,7 @@ class Picture:
     request: Request
     seconds: float
     denoising_seconds: float
+    step_seconds: tuple[float, ...] = ()
     note: str = ""
 
 
@@ -51,7 +53,7 @@ class _Clock:
         self.steps = steps
         self.progress = progress
         self.begin: float | None = None
-        self.end = 0.0
+        self.ends: list[float] = []
 
     def now(self) -> float:
         if self.device.type == "cuda":
@@ -65,10 +67,16 @@ class _Clock:
             self.begin = self.now()
 
     def after_step(self, _: Any, step: int, __: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-        self.end = self.now()
+        self.ends.append(self.now())
         if self.progress is not None:
             self.progress(min(step + 1, self.steps), self.steps)
         return tensors
+
+    def step_seconds(self) -> tuple[float, ...]:
+        if self.begin is None:
+            return ()
+        begins = [self.begin, *self.ends]
+        return tuple(end - begin for begin, end in zip(begins, self.ends, strict=False))
 
 
 def call_parameters(pipe: Any) -> Mapping[str, inspect.Parameter]:
@@ -158,10 +166,11 @@ def sample(pipe: Any, request: Request, progress: Progress | None) -> Picture:
     seconds = clock.now() - begin
     if not getattr(result, "images", None):
         raise GenerateError(f"{type(pipe).__name__} returned no picture")
-    denoising = clock.end - clock.begin if clock.begin and clock.end else seconds
+    steps = clock.step_seconds()
+    denoising = sum(steps) if steps else seconds
     blanked = getattr(result, "nsfw_content_detected", None) or [False]
     note = "the model's safety checker blanked this picture" if any(blanked) else ""
-    return Picture(result.images[0].convert("RGB"), request, seconds, denoising, note)
+    return Picture(result.images[0].convert("RGB"), request, seconds, denoising, steps, note)
 
 
 def _arguments(pipe: Any, request: Request, clock: _Clock) -> dict[str, Any]:

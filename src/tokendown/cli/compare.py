@@ -68,6 +68,10 @@ def measure(result: gen.Comparison) -> dict[str, Any]:
             "dense": round(result.dense.denoising_seconds, 3),
             "patched": round(result.patched.denoising_seconds, 3),
         },
+        "step_seconds": {
+            "dense": [round(step, 4) for step in result.dense.step_seconds],
+            "patched": [round(step, 4) for step in result.patched.step_seconds],
+        },
         "measured_speedup": round(result.measured_speedup, 3),
         "predicted_speedup": round(result.predicted_speedup, 3),
         "keys": keys_by_grid(result.summary),

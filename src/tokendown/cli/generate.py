@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -74,10 +75,14 @@ def generate(
         recorded = None if source is None else pictures.read_settings(source)
         request = read_request(ctx.params, recorded)
         compare = compare or (recorded or {}).get("kind") == "comparison"
+        if compare and request.config is None:  # said before the model is loaded
+            raise ConfigError("nothing to compare: --dense asks for no patch")
         with loading(request.model):
             pipe, request = gen.open_pipeline(request)
             plan = gen.predict(pipe, request)
             notes = remarks(pipe, request, recorded, plan)
+            if compare and request.device == "cpu":
+                notes += busy()
         for note in notes:
             warn(note)
         job = _Job(pipe, request, out_folder, as_json, notes)
@@ -134,6 +139,16 @@ def remarks(pipe: Any, request: gen.Request, recorded: Any, plan: Any) -> list[s
             f"made with {recorded.get('threads')} threads, here {threads}: last bits may differ"
         )
     return notes
+
+
+def busy() -> list[str]:
+    """A remark if other processes will distort what is measured on the CPU."""
+    if not hasattr(os, "getloadavg"):
+        return []
+    load, cores = os.getloadavg()[0], os.cpu_count() or 1
+    if load < 0.75 * cores:
+        return []
+    return [f"this machine is busy (load {load:.1f} on {cores} cores): seconds are not reliable"]
 
 
 def is_random(request: gen.Request) -> bool:

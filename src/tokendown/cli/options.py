@@ -40,7 +40,9 @@ Factor = Annotated[
 ]
 Budget = Annotated[
     int | None,
-    typer.Option(help="Most grid keys a layer keeps. Default 4096.", rich_help_panel=_PATCH),
+    typer.Option(
+        help="Most grid keys a layer keeps. Default: the preset's.", rich_help_panel=_PATCH
+    ),
 ]
 Anchors = Annotated[
     int | None,

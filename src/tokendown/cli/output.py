@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -86,6 +87,7 @@ def loading(model: str) -> Iterator[None]:
     """A spinner on stderr in place of the hosts' own bars and remarks."""
     with err().status(f"loading {model}"), ExitStack() as undo:
         try:
+            logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # every retry is a line
             from transformers.utils import logging as transformers_logging
 
             transformers_logging.set_verbosity_error()
@@ -97,7 +99,8 @@ def loading(model: str) -> Iterator[None]:
             undo.callback(diffusers_logging.set_verbosity, diffusers_logging.get_verbosity())
             diffusers_logging.set_verbosity_error()
             undo.enter_context(warnings.catch_warnings())
-            warnings.simplefilter("ignore", FutureWarning)  # diffusers about its own arguments
+            for kind in (FutureWarning, UserWarning):  # the hosts about their own arguments
+                warnings.simplefilter("ignore", kind)
         except ImportError:
             pass  # the loader says what to install
         yield
