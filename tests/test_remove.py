@@ -27,7 +27,7 @@ OPTIONS = [
 def traces(model: nn.Module) -> list[str]:
     """Everything that any module carries in its instance, and every hook."""
     return [
-        f"{name}.{key}={sorted(value) if key.endswith('hooks') else type(value).__name__}"
+        f"{name}.{key}={sorted(value) if 'hooks' in key and value else type(value).__name__}"
         for name, module in model.named_modules()
         for key, value in sorted(module.__dict__.items())
     ]

@@ -86,15 +86,14 @@ def image_to_image(folder, schedule="DDIMScheduler"):
 def test_the_window_in_a_pipeline(tmp_path, schedule, make):
     pipe, call = make(tmp_path, schedule)
     probe = Probe(pipe)
-    for start, stop in [(0.0, 0.5), (0.3, 0.8)]:
-        with apply_patch(pipe, factor=2, start=start, stop=stop):
-            for steps in (10, 7):  # a second run begins a new schedule
-                probe.fresh()
-                tiny.image_of(pipe, steps=steps, **call)
-                want = expected(pipe, probe.times, start, stop)
-                assert probe.coarse == want
-                assert any(want)
-                assert not all(want)
+    with apply_patch(pipe, factor=2, start=0.3, stop=0.8):
+        for steps in (6, 5):  # a second run begins a new schedule
+            probe.fresh()
+            tiny.image_of(pipe, steps=steps, **call)
+            want = expected(pipe, probe.times, 0.3, 0.8)
+            assert probe.coarse == want
+            assert any(want)
+            assert not all(want)
 
 
 def test_the_window_is_half_open_and_counts_from_the_start_of_the_schedule(tmp_path):
