@@ -15,7 +15,7 @@ import torch
 NAME = "built-in"
 NATIVE = 256  # pixels
 STEPS = 20
-RANDOM_STEPS = 4
+RANDOM_STEPS = 2
 RANDOM_WARNING = "random weights: no trained model is in this installation, the picture is noise"
 
 _TOKENS = 32
@@ -47,30 +47,13 @@ def random_unet() -> Any:
 
 def random_pipeline(dtype: torch.dtype = torch.float32) -> Any:
     """A Stable Diffusion pipeline with random weights, the same ones every time."""
-    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
-    from transformers import CLIPTextConfig, CLIPTextModel
+    from diffusers import DDIMScheduler, StableDiffusionPipeline
 
     tokenizer = _byte_tokenizer()
-    text_config = CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        num_attention_heads=2,
-        max_position_embeddings=_TOKENS,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        **_TEXT,
-    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        vae = AutoencoderKL(
-            block_out_channels=(4, 8, 8),
-            down_block_types=("DownEncoderBlock2D",) * 3,
-            up_block_types=("UpDecoderBlock2D",) * 3,
-            norm_num_groups=2,
-            sample_size=NATIVE,
-        )
-        parts: dict[str, Any] = {"unet": random_unet(), "vae": vae}
-        parts["text_encoder"] = CLIPTextModel(text_config)
+        parts: dict[str, Any] = {"unet": random_unet(), "vae": _random_vae()}
+        parts["text_encoder"] = _random_text_encoder(tokenizer)
     for part in parts.values():
         part.eval().requires_grad_(False)
         if dtype != torch.float32:  # diffusers remarks on every cast
@@ -90,8 +73,36 @@ def random_pipeline(dtype: torch.dtype = torch.float32) -> Any:
         requires_safety_checker=False,
     )
     # Latents of about unit size leave a random decoder nearly grey.
-    vae.decoder.conv_out.weight.mul_(3)
+    parts["vae"].decoder.conv_out.weight.mul_(3)
     return pipe
+
+
+def _random_vae() -> Any:
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL(
+        block_out_channels=(4, 8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        norm_num_groups=2,
+        sample_size=NATIVE,
+    )
+
+
+def _random_text_encoder(tokenizer: Any) -> Any:
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            num_attention_heads=2,
+            max_position_embeddings=_TOKENS,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+            **_TEXT,
+        )
+    )
 
 
 def _byte_tokenizer() -> Any:

@@ -71,26 +71,37 @@ def generate(
 ) -> None:
     """Make pictures with a patched model; every PNG file carries its settings."""
     with politely(as_json):
-        pictures.check_folder(out_folder)
-        recorded = None if source is None else pictures.read_settings(source)
-        request = read_request(ctx.params, recorded)
-        compare = compare or (recorded or {}).get("kind") == "comparison"
-        if compare and request.config is None:  # said before the model is loaded
-            raise ConfigError("nothing to compare: --dense asks for no patch")
-        with loading(request.model):
-            pipe, request = gen.open_pipeline(request)
-            plan = gen.predict(pipe, request)
-            notes = remarks(pipe, request, recorded, plan)
-            if compare and request.device == "cpu":
-                notes += busy()
-        for note in notes:
-            warn(note)
-        job = _Job(pipe, request, out_folder, as_json, notes)
-        for index in range(count):
-            one = replace(request, seed=request.seed + index)
-            label = f"picture {index + 1} of {count}" if count > 1 else "picture"
-            (job.compare if compare else job.make)(one, label, plan)
-        job.report()
+        _generate(ctx.params, out_folder, source, compare, count, as_json)
+
+
+def _generate(
+    given: Mapping[str, Any],
+    folder: Path,
+    source: Path | None,
+    compare: bool,
+    count: int,
+    as_json: bool,
+) -> None:
+    pictures.check_folder(folder)
+    recorded = None if source is None else pictures.read_settings(source)
+    request = read_request(given, recorded)
+    compare = compare or (recorded or {}).get("kind") == "comparison"
+    if compare and request.config is None:  # said before the model is loaded
+        raise ConfigError("nothing to compare: --dense asks for no patch")
+    with loading(request.model):
+        pipe, request = gen.open_pipeline(request)
+        plan = gen.predict(pipe, request)
+        notes = remarks(pipe, request, recorded, plan)
+        if compare and request.device == "cpu":
+            notes += busy()
+    for note in notes:
+        warn(note)
+    job = _Job(pipe, request, folder, as_json, notes)
+    for index in range(count):
+        one = replace(request, seed=request.seed + index)
+        label = f"picture {index + 1} of {count}" if count > 1 else "picture"
+        (job.compare if compare else job.make)(one, label, plan)
+    job.report()
 
 
 def read_request(given: Mapping[str, Any], recorded: Mapping[str, Any] | None) -> gen.Request:
