@@ -288,7 +288,6 @@ def test_the_scheduler_is_restored_when_the_handle_is_lost(tmp_path):
     before.assert_restored()
 
 
-@pytest.mark.xfail(strict=True, reason="a denoiser does not know the scheduler of its pipeline")
 def test_the_scheduler_is_restored_when_the_denoiser_is_given_first(tmp_path):
     pipe, _ = text_to_image(tmp_path)
     before = SchedulerSandwich(pipe.scheduler)

@@ -31,8 +31,9 @@ class PatchConfig:
             a dict maps a layer's own downsampling, relative to the finest token grid of the model,
             to its factor, e.g. ``{1: 4, 2: 2}``. Range: >= 1; 1 leaves a layer dense.
         budget: most grid keys that a layer may keep, >= 1; a layer gets the smallest factor that
-            brings it there. None means the preset's own: 1024, or 4096 with ``"paper"``. Not used together with ``factor``.
-        anchors: tokens off the grid that are kept as well, those with the largest key norm, >= 0.
+            brings it there. None means the preset's own: 1024, or 4096 with ``"paper"``. Without
+            effect where ``factor`` is given.
+        anchors: tokens off the grid that are kept as well, the longest before the norm, >= 0.
             None means 32, or 0 with the preset ``"paper"``.
         method: ``"nearest"`` keeps the top-left token of a cell, ``"mean"`` averages the cell.
         start: fraction of the schedule, in [0, 1), at which the patch becomes active.

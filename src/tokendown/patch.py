@@ -40,8 +40,8 @@ class Patch:
         for model, plan in zip(self.models, self._plans, strict=True):
             if families.installed_plan(model) is plan:
                 families.uninstall(model)
-            if self._scheduler is not None and plan.clock is not None:
-                schedule.unfollow(self._scheduler, plan.clock)
+        if self._scheduler is not None:
+            schedule.release(self._scheduler)
 
     def set_progress(self, step: int, steps: int) -> None:
         """Tells a patch with a step window where a hand-written sampling loop is.
@@ -137,12 +137,11 @@ def remove_patch(model: Any) -> None:
     Raises:
         UnsupportedModelError: not a pipeline and not a torch module.
     """
-    scheduler = _scheduler_of(model)
     for module in find_denoisers(model, controlnet=True):
-        plan = families.installed_plan(module)
         families.uninstall(module)
-        if scheduler is not None and plan is not None and plan.clock is not None:
-            schedule.unfollow(scheduler, plan.clock)
+    scheduler = _scheduler_of(model)
+    if scheduler is not None:
+        schedule.release(scheduler)
 
 
 def is_patched(model: Any) -> bool:

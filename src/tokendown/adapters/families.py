@@ -146,6 +146,8 @@ def uninstall(model: nn.Module) -> None:
     for module in model.modules():
         for item in intercepts(module):
             item.remove()
+            if isinstance(item, FewerKeys) and item.plan.clock is not None:
+                item.plan.clock.detached = True
         hooks = module._forward_pre_hooks.items()
         for key in [key for key, hook in hooks if isinstance(hook, (GridReader, NormReader))]:
             del module._forward_pre_hooks[key]

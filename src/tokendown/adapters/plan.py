@@ -77,6 +77,7 @@ class Clock:
         start, stop: fractions of the schedule between which the patch is active.
         steps: length of the schedule; 0 before the first.
         step: index of the current step.
+        detached: whether its patch is gone, so that no scheduler need tell it anything.
     """
 
     start: float
@@ -85,6 +86,7 @@ class Clock:
     step: int = 0
     running: bool = False
     active: bool = False
+    detached: bool = False
 
     def set(self, step: int, steps: int) -> None:
         self.step, self.steps = step, steps
@@ -122,7 +124,8 @@ class Plan:
             raise ConfigError(
                 f"the patch is limited to the part {self.config.start} to {self.config.stop} of "
                 "the schedule, but the scheduler that it follows is not running; call apply_patch "
-                "again after exchanging pipe.scheduler"
+                "again after exchanging pipe.scheduler, or patch.set_progress(step, steps) in a "
+                "loop of your own"
             )
         return self.clock.active
 

@@ -90,10 +90,10 @@ def follow(scheduler: Any, clock: Clock) -> None:
             installed[kind].clocks.append(clock)
 
 
-def unfollow(scheduler: Any, clock: Clock) -> None:
-    """Parts the clock from the scheduler, and restores it when no clock is left."""
+def release(scheduler: Any) -> None:
+    """Forgets the clocks of patches that are gone, and restores the scheduler when none is left."""
     for part in _parts(scheduler):
-        part.clocks = [other for other in part.clocks if other is not clock]
+        part.clocks = [clock for clock in part.clocks if not clock.detached]
         if not part.clocks:
             part.remove()
 
