@@ -141,9 +141,9 @@ def _patch_name(result: gen.Comparison) -> str:
 def _foot(result: gen.Comparison, numbers: dict[str, Any]) -> list[str]:
     request = result.patched.request
     return [
-        f"denoising {numbers['measured_speedup']:.2f} x faster, predicted "
-        f"{numbers['predicted_speedup']:.2f} x. {_distance(numbers)}.",
+        f"denoising speed-up {numbers['measured_speedup']:.2f}, predicted "
+        f"{numbers['predicted_speedup']:.2f}. {_distance(numbers)}.",
         keys_text(result.summary) or "no fewer keys",
         f"{json.dumps(request.prompt, ensure_ascii=False)}, {request.width} x {request.height}, "
-        f"{request.steps} steps, seed {request.seed}, {request.dtype} on {request.device}",
+        f"steps: {request.steps}, seed: {request.seed}, {request.dtype} on {request.device}",
     ]
