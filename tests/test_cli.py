@@ -16,12 +16,13 @@ from PIL import Image
 from tests import tiny
 from typer.testing import CliRunner
 
-from tokendown import PatchConfig, builtin, doctor, pictures
+from tokendown import PatchConfig, doctor, pictures
 from tokendown import generate as gen
 from tokendown.cli import main, options
 from tokendown.cli.app import app
 from tokendown.cli.generate import busy
 from tokendown.cli.options import parse_factor, parse_size, patch_config
+from tokendown.models import builtin
 
 
 @pytest.fixture(scope="module")

@@ -28,8 +28,8 @@ from tokendown import (
 )
 from tokendown._errors import GenerateError, LoadError
 from tokendown.generate import Request, compare, describe, make_picture, open_pipeline
+from tokendown.models.sources import kind_of, pick_device, pick_dtype
 from tokendown.sampling import check_pipeline, fitting_size
-from tokendown.sources import kind_of, pick_device, pick_dtype
 
 CPU = {"device": torch.device("cpu"), "dtype": torch.float32}
 

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import builtin
+from .models import builtin
+from .models.sources import first_line, pick_device
 from .patch import apply_patch, remove_patch
-from .sources import first_line, pick_device
 
 PACKAGES = ("tokendown", "torch", "diffusers", "transformers", "accelerate", "peft", "safetensors",
             "pillow", "typer", "rich", "kernels", "xformers", "flash-attn", "sageattention",

@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 
-from . import builtin
 from ._errors import ConfigError, UnsupportedModelError
-from .loading import fingerprint, load_pipeline
+from .models import builtin
+from .models.loading import fingerprint, load_pipeline
+from .models.sources import pick_device, pick_dtype, versions
 from .patch import apply_patch
 from .request import Request
 from .sampling import Picture, Progress, call_parameters, check_pipeline, fitting_size, sample
-from .sources import pick_device, pick_dtype, versions
 from .summary import Summary, summary
 
 __all__ = [

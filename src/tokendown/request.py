@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from . import builtin
 from ._errors import ConfigError, LoadError
 from .config import PatchConfig
+from .models import builtin
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 
 from ._errors import ConfigError, GenerateError, TokendownError
+from .models.sources import first_line, out_of_memory
 from .patch import find_denoisers
 from .request import Request
-from .sources import first_line, out_of_memory
 
 Progress = Callable[[int, int], None]
 """Called after every step with the number of steps done and of all steps."""

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from ..grid import Grid
 from .families import install, make_plan
@@ -50,6 +49,8 @@ def measure(model: Any, height: int, width: int, batch: int) -> Cost:
     Raises:
         UnsupportedModelError: no example inputs are known for this model.
     """
+    from torch.utils.flop_counter import FlopCounterMode  # slow to import, and rarely needed
+
     skeleton = on_meta(model)
     inputs = denoiser_inputs(skeleton, height, width, batch=batch, device="meta")
     plan = make_plan(skeleton, None)

@@ -6,7 +6,7 @@ import typer
 from rich.table import Table
 
 from .. import doctor as checks
-from ..sources import need_diffusers
+from ..models.sources import need_diffusers
 from . import options as opt
 from .output import FAILED, loading, out, politely, print_json
 

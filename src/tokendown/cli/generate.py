@@ -12,11 +12,12 @@ import torch
 import typer
 from PIL import Image
 
-from .. import builtin, pictures
 from .. import generate as gen
+from .. import pictures
 from .._errors import ConfigError
-from ..loading import fingerprint
-from ..sources import versions
+from ..models import builtin
+from ..models.loading import fingerprint
+from ..models.sources import versions
 from . import options as opt
 from .compare import keys_text, print_comparison, save_comparison
 from .output import loading, out, politely, print_json, steps_bar, warn

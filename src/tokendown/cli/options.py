@@ -8,9 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
-from .. import builtin
 from .._errors import ConfigError
 from ..config import PatchConfig
+from ..models import builtin
 
 _PATCH = "What to keep"
 

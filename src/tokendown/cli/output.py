@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from .._errors import GenerateError, TokendownError
-from ..sources import out_of_memory
+from ..models.sources import out_of_memory
 
 FAILED, WRONG_INPUT, INTERRUPTED = 1, 2, 130
 

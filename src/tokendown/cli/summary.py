@@ -6,7 +6,7 @@ import typer
 from rich import box
 from rich.table import Table
 
-from ..blueprint import load_skeleton
+from ..models.blueprint import load_skeleton
 from ..summary import LayerSummary, Summary
 from ..summary import summary as summarise
 from . import options as opt

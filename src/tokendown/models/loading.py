@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
+from .._errors import GenerateError, LoadError
 from . import builtin
-from ._errors import GenerateError, LoadError
 from .sources import first_line, kind_of, need_diffusers, out_of_memory
 
 # How the names of text encoders and VAE begin in checkpoints that have them.

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
+from .._errors import LoadError
 from . import builtin
-from ._errors import LoadError
 from .sources import first_line, kind_of, need_diffusers
 
 

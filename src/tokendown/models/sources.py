@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from ._errors import ConfigError, LoadError
+from .._errors import ConfigError, LoadError
 
 _REFUSED = {".ckpt", ".bin", ".pt", ".pth", ".pkl"}
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
