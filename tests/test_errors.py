@@ -215,8 +215,9 @@ def test_a_config_keeps_its_own_factors():
 
 
 def test_defaults():
-    assert (PatchConfig().anchors, PatchConfig().budget) == (32, 4096)
-    assert PatchConfig(preset="paper").anchors == 0
+    assert (PatchConfig().anchors, PatchConfig().budget) == (32, 1024)
+    paper = PatchConfig(preset="paper")
+    assert (paper.anchors, paper.budget) == (0, 4096)
     assert PatchConfig(preset="paper", anchors=4).anchors == 4
 
 
@@ -237,7 +238,7 @@ def test_a_size_at_which_nothing_changes_is_said_once(caplog):
             assert torch.equal(tiny.run(model, 8, 12), dense)
         (message,) = said(caplog)
         assert "8x12, 96 tokens" in message
-        assert "4096" in message
+        assert "1024" in message
         tiny.run(model, 8, 10)
         assert len(said(caplog)) == 2  # another size
         tiny.run(model, 8, 12)
