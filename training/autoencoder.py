@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from .config import CONFIGS, LATENT_CHANNELS, Config
 from .data import Pictures, halve, over
+from .optimiser import restore
 from .state import Log, Threads, load, save, wait_while_paused
 
 
@@ -76,20 +77,22 @@ def crops(pictures: Pictures, batch: int, size: int, rng: random.Random) -> Tens
     return torch.stack(out)
 
 
-def train(config: Config, minutes: float) -> None:
-    """Trains for that long at most, from where the last call stopped."""
+def train(config: Config, minutes: float, steps: int | None = None) -> None:
+    """Trains for so many minutes or steps at most, from where the last call stopped."""
     c, device = config.autoencoder, "cuda" if torch.cuda.is_available() else "cpu"
     end = time.time() + minutes * 60
     model = build(config).to(device, memory_format=torch.channels_last)
     optimiser = torch.optim.Adam(model.parameters(), lr=c.lr, betas=(0.9, 0.99))
     step, scale = _resume(config, model, optimiser)
+    last = min(c.steps, step + steps) if steps else c.steps
     rng = random.Random(config.seed + step)
     pictures, log, threads = Pictures(config.everything), Log(config.folder / "ae.jsonl"), Threads()
-    while step < c.steps and time.time() < end:
+    while step < last and time.time() < end:
         wait_while_paused()
         threads.adapt()
         optimiser.param_groups[0]["lr"] = c.lr * min(1, step / 50) * (1 - 0.95 * step / c.steps)
-        pixels = crops(pictures, c.batch, c.crop, rng).to(device, memory_format=torch.channels_last)
+        pixels = crops(pictures, c.batch, c.crop, rng)
+        pixels = pixels.to(device, memory_format=torch.channels_last)
         with torch.autocast(device, torch.bfloat16):
             loss, z = loss_of(model, pixels, c.latent_noise)
         optimiser.zero_grad()
@@ -97,7 +100,7 @@ def train(config: Config, minutes: float) -> None:
         optimiser.step()
         step += 1
         scale = 0.99 * scale + 0.01 * z.detach().float().std().item()
-        log.add(loss.item(), lambda: {"step": step, "std": scale})  # noqa: B023
+        log.add(loss.item(), {"step": step, "std": scale})
         if step % 200 == 0:
             _save(config, model, optimiser, step, scale)
     _save(config, model, optimiser, step, scale)
@@ -115,22 +118,14 @@ def _resume(config, model, optimiser) -> tuple[int, float]:
     if not meta:
         return 0, 1.0
     model.load_state_dict({k[2:]: v for k, v in tensors.items() if k.startswith("w.")})
-    restore_optimiser(optimiser, {k[2:]: v for k, v in tensors.items() if k.startswith("o.")})
+    restore(optimiser, {k[2:]: v for k, v in tensors.items() if k.startswith("o.")})
     return meta["step"], meta["std"]
-
-
-def restore_optimiser(optimiser: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """Puts back moments saved under `<parameter number>.<name>`."""
-    state = optimiser.state_dict()
-    for key, value in tensors.items():
-        number, name = key.split(".")
-        state["state"].setdefault(int(number), {})[name] = value
-    optimiser.load_state_dict(state)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("config", choices=CONFIGS)
     parser.add_argument("--minutes", type=float, default=1e9)
-    arguments = parser.parse_args()
-    train(CONFIGS[arguments.config], arguments.minutes)
+    parser.add_argument("--steps", type=int, help="at most this many, for a trial")
+    a = parser.parse_args()
+    train(CONFIGS[a.config], a.minutes, a.steps)

@@ -71,6 +71,7 @@ class Config:
     unet: UnetConfig = field(default_factory=UnetConfig)
     text: TextConfig = field(default_factory=TextConfig)
     caption_dropout: float = 0.1
+    noise_power: float = 0.75  # under 1: more steps at timesteps that decide what is seen
     ema: float = 0.998
     seed: int = 0
 
@@ -84,7 +85,7 @@ CPU = Config(
     name="cpu",
     everything=False,
     stages=(
-        Stage(size=32, steps=2600, batch=8, lr=1e-3, lr_end=1e-3),
+        Stage(size=32, steps=2600, batch=8, lr=2e-3, lr_end=2e-3),
         Stage(size=64, steps=2000, batch=4, lr=6e-4, lr_end=1e-4),
     ),
 )

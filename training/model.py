@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -32,6 +33,9 @@ def build_unet(config: Config) -> UNet2DConditionModel:
         attention_head_dim=tuple(w // d for w, d in zip(c.channels, c.head_dim, strict=True)),
         cross_attention_dim=config.text.width,
         norm_num_groups=16,
+        resnet_time_scale_shift="scale_shift",
+        addition_embed_type="text",  # the whole caption also goes where the timestep goes:
+        addition_embed_type_num_heads=4,  # subject and background are learnt far sooner so
     )
 
 
@@ -111,6 +115,7 @@ def build_scheduler() -> DDIMScheduler:
     )
 
 
+@cache
 def alphas(size: int) -> Tensor:
     """Signal variance of every timestep, for latents of this size.
 
@@ -149,7 +154,7 @@ class Painter(nn.Module):
 
     def _half_size(self, x: Tensor, t: Tensor, text: Tensor) -> Tensor:
         unet = self.unet
-        emb = unet.time_embedding(unet.time_proj(t).to(x.dtype))
+        emb = unet.time_embedding(unet.time_proj(t).to(x.dtype)) + unet.add_embedding(text)
         x = self.stem(x)
         skips = (x,)
         for block in unet.down_blocks[1:]:

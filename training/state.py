@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -92,13 +91,13 @@ class Log:
         self.path, self.every = path, every
         self.total, self.count, self.since = 0.0, 0, time.time()
 
-    def add(self, loss: float, fields: Callable[[], dict]) -> None:
+    def add(self, loss: float, fields: dict) -> None:
         """Writes at most once in `every` seconds."""
         self.total, self.count = self.total + loss, self.count + 1
         seconds = time.time() - self.since
         if seconds < self.every:
             return
-        line = fields() | {
+        line = fields | {
             "loss": round(self.total / self.count, 5),
             "seconds_a_step": round(seconds / self.count, 3),
             "threads": torch.get_num_threads(),

@@ -6,18 +6,20 @@ import argparse
 import random
 import tarfile
 import time
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 from transformers import CLIPTokenizer
 
-from .autoencoder import load_trained, restore_optimiser
+from .autoencoder import load_trained
 from .captions import every_caption, read_concepts
 from .config import CONFIGS, TRAIN_TIMESTEPS, Config, Stage
 from .data import Pictures
 from .fetch import NAMES, PICTURES
 from .latents import Latents
 from .model import Painter, alphas, build_tokenizer, device, load_tokenizer, quick_on_cpu, to_tokens
+from .optimiser import Optimiser
 from .state import Log, Threads, load, save, wait_while_paused
 
 SAVE_SECONDS = 240
@@ -37,7 +39,7 @@ class Run:
             quick_on_cpu(self.painter.unet)
         self.names, self.weights = zip(*self.painter.named_parameters(), strict=True)
         self.ema = [w.detach().clone() for w in self.weights]
-        self.optimiser = torch.optim.AdamW(self.weights, betas=(0.9, 0.99), weight_decay=0.01)
+        self.optimiser = Optimiser(dict(zip(self.names, self.weights, strict=True)))
         self.step = 0
         self._resume()
         self.rng = random.Random(config.seed + self.step)
@@ -46,14 +48,13 @@ class Run:
     def update(self, stage: Stage, done: float, latents: Latents) -> float:
         """One step of the optimiser and of the average of the weights."""
         warm = min(1.0, (self.step + 1) / 100)
-        self.optimiser.param_groups[0]["lr"] = warm * (stage.lr + (stage.lr_end - stage.lr) * done)
+        lr = warm * (stage.lr + (stage.lr_end - stage.lr) * done)
         x, tokens = self._batch(stage, latents)
         with torch.autocast(self.device.type, torch.bfloat16):
-            loss = v_loss(self.painter, x, tokens)
+            loss = v_loss(self.painter, x, tokens, self.config.noise_power)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.weights, 1.0)
-        self.optimiser.step()
-        self.optimiser.zero_grad()
+        self.optimiser.step(lr)
         self.step += 1
         decay = min(self.config.ema, (1 + self.step) / (10 + self.step))
         torch._foreach_lerp_(self.ema, [w.detach() for w in self.weights], 1 - decay)
@@ -70,8 +71,7 @@ class Run:
         """Weights, their average and the moments, in files under 16 MB."""
         tensors = {f"w.{n}": w for n, w in zip(self.names, self.weights, strict=True)}
         tensors |= {f"e.{n}": w for n, w in zip(self.names, self.ema, strict=True)}
-        for i, moments in self.optimiser.state_dict()["state"].items():
-            tensors |= {f"o.{i}.{k}": torch.as_tensor(v) for k, v in moments.items()}
+        tensors |= {f"o.{n}": moment for n, moment in self.optimiser.tensors().items()}
         save(self.config.folder / "painter", tensors, {"step": self.step})
 
     def _resume(self) -> None:
@@ -82,20 +82,18 @@ class Run:
             for name, weight, average in zip(self.names, self.weights, self.ema, strict=True):
                 weight.copy_(tensors[f"w.{name}"])
                 average.copy_(tensors[f"e.{name}"])
-        restore_optimiser(
-            self.optimiser, {k[2:]: v for k, v in tensors.items() if k.startswith("o.")}
-        )
+        self.optimiser.restore({k[2:]: v for k, v in tensors.items() if k.startswith("o.")})
         self.step = meta["step"]
 
 
-def v_loss(painter: Painter, x: Tensor, tokens: Tensor) -> Tensor:
+def v_loss(painter: Painter, x: Tensor, tokens: Tensor, power: float) -> Tensor:
     """Mean squared error of v = sqrt(a) noise - sqrt(1 - a) x at random timesteps.
 
     Timesteps are spread evenly over the batch, which takes noise out of the loss.
     """
     n = len(x)
     even = (torch.arange(n, device=x.device) + torch.rand(n, device=x.device)) / n
-    t = (even * TRAIN_TIMESTEPS).long().clamp(max=TRAIN_TIMESTEPS - 1)
+    t = (even**power * TRAIN_TIMESTEPS).long().clamp(max=TRAIN_TIMESTEPS - 1)
     a = alphas(x.shape[-1]).to(x.device)[t][:, None, None, None]
     noise = torch.randn_like(x)
     v = a.sqrt() * noise - (1 - a).sqrt() * x
@@ -122,7 +120,7 @@ def stage_at(config: Config, step: int) -> tuple[Stage, float] | None:
     return None
 
 
-def train(config: Config, minutes: float, steps: int | None) -> None:
+def train(config: Config, minutes: float, steps: int | None = None) -> None:
     """Trains for so many minutes or steps at most, from where the last call stopped."""
     end = time.time() + minutes * 60
     run, threads = Run(config), Threads()
@@ -134,17 +132,25 @@ def train(config: Config, minutes: float, steps: int | None) -> None:
         wait_while_paused()
         threads.adapt()
         loss = run.update(*now, latents)
-        log.add(loss, lambda: {"step": run.step, "size": now[0].size})
+        log.add(loss, {"step": run.step, "size": now[0].size})
         if time.time() - saved > SAVE_SECONDS:
             run.save()
             saved = time.time()
     run.save()
 
 
+def small_batches(config: Config, batch: int) -> Config:
+    """The same run with another batch size, to try a configuration on a small machine."""
+    stages = tuple(replace(stage, batch=batch) for stage in config.stages)
+    return replace(config, stages=stages, autoencoder=replace(config.autoencoder, batch=batch))
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("config", choices=CONFIGS)
     parser.add_argument("--minutes", type=float, default=1e9)
-    parser.add_argument("--steps", type=int)
-    arguments = parser.parse_args()
-    train(CONFIGS[arguments.config], arguments.minutes, arguments.steps)
+    parser.add_argument("--steps", type=int, help="at most this many, for a trial")
+    parser.add_argument("--batch", type=int, help="instead of the configuration's, for a trial")
+    a = parser.parse_args()
+    chosen = CONFIGS[a.config]
+    train(small_batches(chosen, a.batch) if a.batch else chosen, a.minutes, a.steps)
