@@ -20,14 +20,12 @@ from tokendown import (
     ConfigError,
     NothingPatchedError,
     PatchConfig,
-    blueprint,
-    builtin,
     is_patched,
-    loading,
     pictures,
 )
 from tokendown._errors import GenerateError, LoadError
 from tokendown.generate import Request, compare, describe, make_picture, open_pipeline
+from tokendown.models import blueprint, builtin, loading
 from tokendown.models.sources import kind_of, pick_device, pick_dtype
 from tokendown.sampling import check_pipeline, fitting_size
 
