@@ -226,7 +226,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Result]:
     side = arguments.size // 8
     table = methods(arguments.shape, arguments.size, arguments.budget)
     if arguments.only:
-        table = {k: v for k, v in table.items() if any(k.startswith(o) for o in arguments.only)}
+        wanted = ("dense", *arguments.only)  # ratios are to dense
+        table = {name: method for name, method in table.items() if name.startswith(wanted)}
     results = {
         name: Result([], 0.0, counted_flops(arguments.shape, arguments.size, arguments.batch, m))
         for name, m in table.items()
