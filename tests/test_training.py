@@ -124,6 +124,16 @@ def test_checkpoints_come_back_whole_from_small_files(tmp_path, monkeypatch):
     assert state.load(tmp_path / "none") == ({}, {})
 
 
+def test_a_pause_lasts_as_long_as_its_file_and_a_kill_ends_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(state, "PAUSE", tmp_path / "PAUSE")
+    monkeypatch.setattr(state.time, "sleep", lambda _: state.PAUSE.unlink())
+    state.PAUSE.touch()
+    state.wait_while_paused(lambda: True)
+    assert state.PAUSE.exists()
+    state.wait_while_paused(lambda: False)
+    assert not state.PAUSE.exists()
+
+
 def test_stages_follow_one_another():
     stages = (Stage(32, 10, 1, 1, 1), Stage(64, 5, 1, 1, 1))
     config = dataclasses.replace(CPU, stages=stages)
@@ -132,11 +142,14 @@ def test_stages_follow_one_another():
     assert train.stage_at(config, 15) is None
 
 
-def test_what_ships_is_within_its_limit(tokenizer):
-    for config in (CPU, GPU):
-        with torch.device("meta"):
-            millions = model.parameters_millions(model.build_unet(config))
-        assert 2 * millions * 1e6 < export.LIMIT_BYTES
+@pytest.mark.parametrize("config", [CPU, GPU], ids=lambda config: config.name)
+def test_what_ships_is_within_its_limit(tokenizer, config):
+    with torch.device("meta"):
+        parts = [model.build_unet(config), model.build_text_encoder(config, tokenizer)]
+    words = config.text.vocabulary * config.text.width
+    weights = sum(map(model.parameters_millions, parts)) * 1e6 + words
+    autoencoder, vocabulary = 3e6, 0.5e6
+    assert 2 * weights + autoencoder + vocabulary < export.LIMIT_BYTES
 
 
 def test_sampling_ends_at_the_picture_that_a_perfect_model_sees(tokenizer):

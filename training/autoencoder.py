@@ -15,7 +15,7 @@ from torch.nn import functional
 from .config import CONFIGS, LATENT_CHANNELS, Config
 from .data import Pictures, halve, over
 from .optimiser import restore
-from .state import Log, Threads, load, save, wait_while_paused
+from .state import Log, Threads, load, on_terminate, save, wait_while_paused
 
 
 def build(config: Config, scaling_factor: float = 1.0) -> AutoencoderTiny:
@@ -87,8 +87,11 @@ def train(config: Config, minutes: float, steps: int | None = None) -> None:
     last = min(c.steps, step + steps) if steps else c.steps
     rng = random.Random(config.seed + step)
     pictures, log, threads = Pictures(config.everything), Log(config.folder / "ae.jsonl"), Threads()
+    told_to_end = on_terminate()
     while step < last and time.time() < end:
-        wait_while_paused()
+        wait_while_paused(told_to_end)
+        if told_to_end():
+            break
         threads.adapt()
         optimiser.param_groups[0]["lr"] = c.lr * min(1, step / 50) * (1 - 0.95 * step / c.steps)
         pixels = crops(pictures, c.batch, c.crop, rng)

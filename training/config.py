@@ -85,8 +85,8 @@ CPU = Config(
     name="cpu",
     everything=False,
     stages=(
-        Stage(size=32, steps=2600, batch=8, lr=2e-3, lr_end=2e-3),
-        Stage(size=64, steps=2000, batch=4, lr=6e-4, lr_end=1e-4),
+        Stage(size=32, steps=4000, batch=8, lr=2e-3, lr_end=1e-3),
+        Stage(size=64, steps=2000, batch=4, lr=1e-3, lr_end=1e-4),
     ),
 )
 
@@ -95,10 +95,10 @@ GPU = Config(
     everything=True,
     ema=0.9995,
     autoencoder=AutoencoderConfig(width=64, steps=20_000, batch=64, crop=128, lr=1e-3),
-    unet=UnetConfig(channels=(64, 128, 192, 256), head_dim=(64, 64, 64, 64)),
+    unet=UnetConfig(channels=(64, 128, 192, 224), head_dim=(64, 64, 64, 56)),
     stages=(
-        Stage(size=32, steps=30_000, batch=256, lr=6e-4, lr_end=6e-4),
-        Stage(size=64, steps=20_000, batch=96, lr=4e-4, lr_end=1e-5),
+        Stage(size=32, steps=30_000, batch=256, lr=2e-3, lr_end=1e-3),
+        Stage(size=64, steps=20_000, batch=96, lr=1e-3, lr_end=1e-5),
     ),
 )
 

@@ -112,6 +112,7 @@ def build_scheduler() -> DDIMScheduler:
         timestep_spacing="trailing",
         clip_sample=False,
         set_alpha_to_one=True,
+        steps_offset=1,  # unused by trailing timesteps, but the pipeline warns of 0
     )
 
 

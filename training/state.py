@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -17,10 +19,17 @@ PAUSE = CACHE / "PAUSE"
 SHARD_BYTES = 15_000_000
 
 
-def wait_while_paused() -> None:
+def wait_while_paused(told_to_end: Callable[[], bool]) -> None:
     """Sleeps as long as .cache/training/PAUSE exists, so that a benchmark can have the cores."""
-    while PAUSE.exists():
+    while PAUSE.exists() and not told_to_end():
         time.sleep(1)
+
+
+def on_terminate() -> Callable[[], bool]:
+    """After this, `kill` makes the returned function say True, and ends nothing by itself."""
+    seen: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, _: seen.append(number))
+    return lambda: bool(seen)
 
 
 def save(folder: Path, tensors: dict[str, Tensor], meta: dict) -> None:

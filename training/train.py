@@ -20,7 +20,7 @@ from .fetch import NAMES, PICTURES
 from .latents import Latents
 from .model import Painter, alphas, build_tokenizer, device, load_tokenizer, quick_on_cpu, to_tokens
 from .optimiser import Optimiser
-from .state import Log, Threads, load, save, wait_while_paused
+from .state import Log, Threads, load, on_terminate, save, wait_while_paused
 
 SAVE_SECONDS = 240
 
@@ -46,8 +46,12 @@ class Run:
         torch.manual_seed(config.seed + self.step)
 
     def update(self, stage: Stage, done: float, latents: Latents) -> float:
-        """One step of the optimiser and of the average of the weights."""
-        warm = min(1.0, (self.step + 1) / 100)
+        """One step of the optimiser and of the average of the weights.
+
+        Both warm up in every stage, for each brings layers that have not been trained before.
+        """
+        number = done * stage.steps
+        warm = min(1.0, (number + 1) / 100)
         lr = warm * (stage.lr + (stage.lr_end - stage.lr) * done)
         x, tokens = self._batch(stage, latents)
         with torch.autocast(self.device.type, torch.bfloat16):
@@ -56,7 +60,7 @@ class Run:
         torch.nn.utils.clip_grad_norm_(self.weights, 1.0)
         self.optimiser.step(lr)
         self.step += 1
-        decay = min(self.config.ema, (1 + self.step) / (10 + self.step))
+        decay = min(self.config.ema, (1 + number) / (10 + number))
         torch._foreach_lerp_(self.ema, [w.detach() for w in self.weights], 1 - decay)
         return loss.item()
 
@@ -127,9 +131,11 @@ def train(config: Config, minutes: float, steps: int | None = None) -> None:
     latents = Latents(Pictures(config.everything), load_trained(config).to(run.device))
     log = Log(config.folder / "train.jsonl")
     last = run.step + steps if steps else None
-    saved = time.time()
+    saved, told_to_end = time.time(), on_terminate()
     while (now := stage_at(config, run.step)) and time.time() < end and run.step != last:
-        wait_while_paused()
+        wait_while_paused(told_to_end)
+        if told_to_end():
+            break
         threads.adapt()
         loss = run.update(*now, latents)
         log.add(loss, {"step": run.step, "size": now[0].size})
