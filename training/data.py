@@ -21,9 +21,8 @@ class Pictures:
     """The concepts of a run and their pictures, RGBA uint8 [n, 4, 256, 256]."""
 
     def __init__(self, everything: bool) -> None:
-        fetch()
+        self.concepts = read_names(everything)
         with tarfile.open(PICTURES) as archive:
-            self.concepts = read_concepts(NAMES, set(archive.getnames()), everything)
             self.files = [v.file for c in self.concepts for v in c.variants]
             self.rgba = torch.stack([_read(archive, f) for f in self.files])
         self.index = {file: i for i, file in enumerate(self.files)}
@@ -42,6 +41,13 @@ class Pictures:
     def on(self, picture: int, colour: str) -> Tensor:
         """One picture over a named colour, [3, 256, 256] in [-1, 1]."""
         return over(self.rgba[picture], torch.tensor(PALETTE[colour]) / 255)
+
+
+def read_names(everything: bool) -> list[Concept]:
+    """The concepts that have a picture; fetches the data when it is not there yet."""
+    fetch()
+    with tarfile.open(PICTURES) as archive:
+        return read_concepts(NAMES, set(archive.getnames()), everything)
 
 
 def over(rgba: Tensor, rgb: Tensor) -> Tensor:

@@ -21,10 +21,10 @@ from torch.nn import functional
 from .captions import COLOURS, PALETTE, Concept
 from .config import CONFIGS, Config
 from .data import Pictures
-from .export import TARGET
+from .export import EVALUATION, TARGET
 from .sample import grid
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = EVALUATION.parent
 
 
 class NoAttention:
@@ -165,5 +165,5 @@ if __name__ == "__main__":
     parser.add_argument("--guidance", type=float, default=3.0)
     a = parser.parse_args()
     results = evaluate(CONFIGS[a.config], a.folder, a.count, a.steps, a.guidance)
-    (RESULTS / "evaluation.json").write_text(json.dumps(results, indent=2) + "\n")
+    EVALUATION.write_text(json.dumps(results, indent=2) + "\n")
     print(json.dumps({k: v for k, v in results.items() if k != "prompts"}, indent=2))

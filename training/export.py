@@ -11,17 +11,22 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from .autoencoder import load_trained
+from .captions import COLOURS
 from .config import CONFIGS, ROOT, Config
+from .data import read_names
 from .model import build_scheduler
 from .sample import load_painter
 
 TARGET = ROOT / "src" / "tokendown" / "models" / "emoji"
+EVALUATION = Path(__file__).parent / "results" / "evaluation.json"
 LIMIT_BYTES = 48_000_000
 
 
 def export(config: Config, target: Path) -> int:
-    """Replaces all of the folder but its README.md; returns the number of bytes in it."""
+    """Replaces what is in the folder; returns the number of bytes in it."""
     painter, tokenizer, step = load_painter(config)
+    if target == TARGET and step <= config.stages[0].steps:
+        raise SystemExit(f"step {step}: the top level is untrained, its pictures would be noise")
     pipeline = StableDiffusionPipeline(
         vae=load_trained(config),
         text_encoder=painter.text_encoder,
@@ -37,11 +42,46 @@ def export(config: Config, target: Path) -> int:
     pipeline.save_pretrained(target)
     tokenizer.backend_tokenizer.model.save(str(target / "tokenizer"))  # for transformers 4
     _load_as_float32(target / "text_encoder" / "config.json")
+    (target / "README.md").write_text(card(config, step), encoding="utf-8")
     size = sum(f.stat().st_size for f in target.rglob("*") if f.is_file())
     if size > LIMIT_BYTES:
         raise SystemExit(f"{size} bytes are too many to ship, {LIMIT_BYTES} is the limit")
     print(f"step {step}: {size / 1e6:.1f} MB in {target.name}")
     return size
+
+
+def card(config: Config, step: int) -> str:
+    """The model card, with the numbers of this run."""
+    concepts = read_names(config.everything)
+    text = Path(__file__).with_name("card.md").read_text(encoding="utf-8")
+    values = {
+        "channels": str(config.unet.channels),
+        "text_layers": str(config.text.layers),
+        "text_width": str(config.text.width),
+        "vocabulary": str(config.text.vocabulary),
+        "steps": f"{step:,}",
+        "name": config.name,
+        "concepts": f"{len(concepts):,}",
+        "colours": ", ".join(COLOURS),
+        "results": _results(config),
+    }
+    for key, value in values.items():
+        text = text.replace("{" + key + "}", value)
+    return text
+
+
+def _results(config: Config) -> str:
+    """What evaluate.py found, if that was about this configuration."""
+    found = json.loads(EVALUATION.read_text(encoding="utf-8")) if EVALUATION.exists() else {}
+    if found.get("config") != config.name:
+        return (
+            "Not measured yet: `python -m training.evaluate` does, and a new export says so here."
+        )
+    rows = "\n".join(f"| {k.replace('_', ' ')} | {v} |" for k, v in found["samples"].items())
+    about = f"{found['pictures']} pictures, {found['steps']} steps, guidance {found['guidance']}"
+    return (
+        f"{about}; the file says what the names mean.\n\n| measure | value |\n| --- | --- |\n{rows}"
+    )
 
 
 def _load_as_float32(config: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import random
-import tarfile
 import time
 from dataclasses import replace
 
@@ -13,10 +12,9 @@ from torch import Tensor
 from transformers import CLIPTokenizer
 
 from .autoencoder import load_trained
-from .captions import every_caption, read_concepts
+from .captions import every_caption
 from .config import CONFIGS, TRAIN_TIMESTEPS, Config, Stage
-from .data import Pictures
-from .fetch import NAMES, PICTURES
+from .data import Pictures, read_names
 from .latents import Latents
 from .model import Painter, alphas, build_tokenizer, device, load_tokenizer, quick_on_cpu, to_tokens
 from .optimiser import Optimiser
@@ -109,9 +107,7 @@ def tokenizer_of(config: Config) -> CLIPTokenizer:
     """Built once from the captions of all the pictures, whichever of them a run learns."""
     folder = config.folder / "tokenizer"
     if not (folder / "vocab.json").exists():
-        with tarfile.open(PICTURES) as archive:
-            concepts = read_concepts(NAMES, set(archive.getnames()), everything=True)
-        build_tokenizer(config, every_caption(concepts), folder)
+        build_tokenizer(config, every_caption(read_names(everything=True)), folder)
     return load_tokenizer(config, folder)
 
 
