@@ -191,15 +191,19 @@ def synchronize(device: str) -> None:
         torch.cuda.synchronize()
 
 
+def call(unet: nn.Module, inputs: dict[str, Any]) -> None:
+    """tomesd reads the sample from the positional arguments."""
+    rest = {name: value for name, value in inputs.items() if name not in ("sample", "timestep")}
+    unet(inputs["sample"], inputs["timestep"], **rest)
+
+
 @torch.no_grad()
 def step(unet: nn.Module, inputs: dict[str, Any], device: str) -> tuple[float, float]:
     """Seconds and peak GiB of one call."""
-    arguments = dict(inputs)
-    sample, timestep = arguments.pop("sample"), arguments.pop("timestep")
     with PeakMemory(device) as memory:
         synchronize(device)
         start = time.perf_counter()
-        unet(sample, timestep, **arguments)  # tomesd reads the sample from the positional arguments
+        call(unet, inputs)
         synchronize(device)
         seconds = time.perf_counter() - start
     return seconds, memory.gib
@@ -210,11 +214,9 @@ def counted_flops(shape: str, size: int, batch: int, method: Callable[[Any], Any
     with torch.device("meta"):
         unet = UNet2DConditionModel(**SHAPES[shape]).eval()
     inputs = denoiser_inputs(unet, size // 8, size // 8, batch=batch, device="meta")
-    arguments = dict(inputs)
-    sample, timestep = arguments.pop("sample"), arguments.pop("timestep")
     try:
         with method(unet), torch.no_grad(), FlopCounterMode(display=False) as counter:
-            unet(sample, timestep, **arguments)
+            call(unet, inputs)
     except (NotImplementedError, RuntimeError):
         return 0
     return int(counter.get_total_flops())

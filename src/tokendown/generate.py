@@ -107,13 +107,16 @@ def make_picture(pipe: Any, request: Request, progress: Progress | None = None) 
         return sample(pipe, request, progress)
 
 
-def compare(pipe: Any, request: Request, progress: Progress | None = None) -> Comparison:
+def compare(
+    pipe: Any, request: Request, progress: Progress | None = None, plan: Summary | None = None
+) -> Comparison:
     """The request dense and then patched, from one seed, each after one step that is not timed.
 
     Args:
         pipe: from :func:`open_pipeline`.
         request: likewise; its ``config`` must not be None.
         progress: called after every step, with the steps of both pictures together.
+        plan: what :func:`predict` said, if that was asked already.
 
     Raises:
         ConfigError: there is no patch to compare with.
@@ -121,7 +124,7 @@ def compare(pipe: Any, request: Request, progress: Progress | None = None) -> Co
     """
     if request.config is None:
         raise ConfigError("nothing to compare: --dense asks for no patch")
-    plan = summary(pipe, request.config, height=request.height, width=request.width)
+    plan = plan or summary(pipe, request.config, height=request.height, width=request.width)
     requests = [replace(request, config=None), request]
     for each in requests:
         make_picture(pipe, replace(each, steps=1))

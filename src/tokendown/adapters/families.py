@@ -24,14 +24,12 @@ class Site:
     """A module that flattens a feature map, and the self-attention that sees the tokens.
 
     Args:
-        name: dotted path of ``flattens``.
         flattens: its first argument is the map, [..., height, width].
         blocks: dotted path of the blocks that follow, and the blocks.
         downsample: of its grid relative to the finest token grid of the model.
         patch_size: pixels of the map a token, per side.
     """
 
-    name: str
     flattens: nn.Module
     blocks: list[tuple[str, Any]]
     downsample: int
@@ -48,7 +46,7 @@ def _unet_sites(model: Any) -> Iterator[Site]:
                 (f"{name}.transformer_blocks.{index}", block)
                 for index, block in enumerate(module.transformer_blocks)
             ]
-            yield Site(name, module, blocks, _unet_downsample(model, name))
+            yield Site(module, blocks, _unet_downsample(model, name))
 
 
 def _unet_downsample(model: Any, name: str) -> int:
@@ -68,7 +66,7 @@ def _patch_transformer_sites(model: Any) -> Iterator[Site]:
     blocks = [
         (f"transformer_blocks.{i}", block) for i, block in enumerate(model.transformer_blocks)
     ]
-    yield Site("pos_embed", model.pos_embed, blocks, 1, model.config.patch_size)
+    yield Site(model.pos_embed, blocks, 1, model.config.patch_size)
 
 
 FAMILIES: dict[str, Callable[[Any], Iterator[Site]]] = {

@@ -16,8 +16,13 @@ from .inputs import denoiser_inputs
 
 def on_meta(model: Any) -> nn.Module:
     """The same architecture on the meta device, un-patched, without weights."""
+    return build_on_meta(type(model), model.config)
+
+
+def build_on_meta(kind: Any, config: Any) -> nn.Module:
+    """A diffusers model class with a configuration, on the meta device."""
     with torch.device("meta"):
-        skeleton: nn.Module = type(model).from_config(model.config)
+        skeleton: nn.Module = kind.from_config(config)
     # some position tables are made by numpy and land on the CPU
     return skeleton.to("meta").eval()
 

@@ -200,9 +200,9 @@ class _Job:
             said = "; ".join([f"{picture.seconds:.1f} s", *([keys] if keys else [])])
             out().print(f"{path} ({said})", markup=False, soft_wrap=True)
 
-    def compare(self, request: gen.Request, label: str, _: Any) -> None:
+    def compare(self, request: gen.Request, label: str, plan: Any) -> None:
         with steps_bar(f"{label}, dense and patched") as advance:
-            result = gen.compare(self.pipe, request, advance)
+            result = gen.compare(self.pipe, request, advance, plan)
         numbers, files = save_comparison(self.pipe, self.folder, result, self.finish)
         self.note(result.patched)
         names = dict(zip(("dense", "patched", "side_by_side"), map(str, files), strict=True))

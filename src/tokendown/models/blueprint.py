@@ -6,9 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from .._errors import LoadError
+from ..adapters.skeleton import build_on_meta
 from . import builtin
 from .sources import first_line, kind_of, need_diffusers
 
@@ -82,8 +81,7 @@ def _on_meta(settings: dict[str, Any], model: str) -> Any:
     if not (isinstance(kind, type) and issubclass(kind, diffusers.ModelMixin)):
         raise LoadError(f"{model}: diffusers has no model class {settings.get('_class_name')}")
     try:
-        with torch.device("meta"):
-            return kind.from_config(settings)  # type: ignore[attr-defined]
+        return build_on_meta(kind, settings)
     except Exception as error:  # a third party's configuration can be wrong in any way
         raise LoadError(f"cannot build {kind.__name__} of {model}: {first_line(error)}") from error
 
