@@ -84,9 +84,10 @@ class Config:
 CPU = Config(
     name="cpu",
     everything=False,
+    unet=UnetConfig(channels=(32, 64, 96, 160), head_dim=(32, 64, 48, 40)),
     stages=(
-        Stage(size=32, steps=4000, batch=8, lr=2e-3, lr_end=1e-3),
-        Stage(size=64, steps=2000, batch=4, lr=1e-3, lr_end=1e-4),
+        Stage(size=32, steps=3200, batch=24, lr=2e-3, lr_end=5e-4),
+        Stage(size=64, steps=2200, batch=4, lr=1e-3, lr_end=5e-5),
     ),
 )
 
