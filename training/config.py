@@ -86,8 +86,8 @@ CPU = Config(
     everything=False,
     unet=UnetConfig(channels=(32, 64, 96, 160), head_dim=(32, 64, 48, 40)),
     stages=(
-        Stage(size=32, steps=3200, batch=24, lr=2e-3, lr_end=5e-4),
-        Stage(size=64, steps=2200, batch=4, lr=1e-3, lr_end=5e-5),
+        Stage(size=32, steps=2400, batch=24, lr=2e-3, lr_end=5e-4),
+        Stage(size=64, steps=2400, batch=4, lr=1e-3, lr_end=5e-5),
     ),
 )
 

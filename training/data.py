@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from .captions import COLOURS, PALETTE, Concept, caption, read_concepts
+from .captions import COLOURS, PALETTE, Concept, caption, held_out, read_concepts
 from .config import PIXELS
 from .fetch import NAMES, PICTURES, fetch
 
@@ -30,7 +30,8 @@ class Pictures:
     def draw(self, rng: random.Random) -> tuple[int, str, str]:
         """(picture, colour, caption): concepts are equally likely, however many skin tones."""
         concept = rng.choice(self.concepts)
-        return self.pick(concept, rng.choice(COLOURS), rng)
+        colour = rng.choice([c for c in COLOURS if not held_out(concept, c)])
+        return self.pick(concept, colour, rng)
 
     def pick(self, concept: Concept, colour: str, rng: random.Random) -> tuple[int, str, str]:
         """(picture, colour, caption) of one concept; half the time its first variant."""
