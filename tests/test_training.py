@@ -76,24 +76,22 @@ def test_over_mixes_by_alpha():
 
 
 def test_half_size_pictures_have_the_noise_of_averaged_full_size_ones():
-    full, half = model.alphas(64)[:-1], model.alphas(32)[:-1]
+    full, half = model.alphas()[:-1], model.alphas(door=True)[:-1]
     snr = (half / (1 - half)) / (full / (1 - full))
     assert snr[10:990].tolist() == pytest.approx([4.0] * 980, rel=1e-2)
-    assert model.alphas(64)[-1] == model.alphas(32)[-1] == 0
+    assert model.alphas()[-1] == model.alphas(door=True)[-1] == 0
 
 
-def test_both_sizes_go_through_the_same_inner_levels(tokenizer):
+@pytest.mark.parametrize(("size", "door"), [(64, False), (32, True), (64, True)])
+def test_all_go_through_the_same_inner_levels(tokenizer, size, door):
     painter = model.Painter(TINY, tokenizer)
     tokens = model.to_tokens(tokenizer, ["a dog"])
-    t = torch.tensor([500])
-    for size in (64, 32):
-        painter.zero_grad()
-        out = painter(torch.randn(1, 4, size, size), t, tokens)
-        assert out.shape == (1, 4, size, size)
-        out.square().mean().backward()
-        assert painter.unet.mid_block.resnets[0].conv1.weight.grad.abs().sum() > 0
-        top = painter.unet.down_blocks[0].attentions[0].proj_in.weight.grad
-        assert (top is not None and bool(top.abs().sum() > 0)) is (size == 64)
+    out = painter(torch.randn(1, 4, size, size), torch.tensor([500]), tokens, door)
+    assert out.shape == (1, 4, size, size)
+    out.square().mean().backward()
+    assert painter.unet.mid_block.resnets[0].conv1.weight.grad.abs().sum() > 0
+    top = painter.unet.down_blocks[0].attentions[0].proj_in.weight.grad
+    assert (top is not None and bool(top.abs().sum() > 0)) is not door
 
 
 def test_written_out_attention_is_the_same_function(tokenizer):
@@ -135,7 +133,7 @@ def test_a_pause_lasts_as_long_as_its_file_and_a_kill_ends_it(tmp_path, monkeypa
 
 
 def test_stages_follow_one_another():
-    stages = (Stage(32, 10, 1, 1, 1), Stage(64, 5, 1, 1, 1))
+    stages = (Stage(10, 1, 1, ()), Stage(5, 1, 1, ()))
     config = dataclasses.replace(CPU, stages=stages)
     assert train.stage_at(config, 9) == (stages[0], 0.9)
     assert train.stage_at(config, 10) == (stages[1], 0.0)
@@ -155,13 +153,41 @@ def test_what_ships_is_within_its_limit(tokenizer, config):
 def test_sampling_ends_at_the_picture_that_a_perfect_model_sees(tokenizer):
     clean = torch.randn(1, 4, 32, 32)
 
-    def perfect(x, t, tokens):
-        a = model.alphas(32)[t[0]]
+    def perfect(x, t, tokens, door):
+        a = model.alphas(door)[t[0]]
         noise = (x - a.sqrt() * clean) / (1 - a).sqrt()
         return a.sqrt() * noise - (1 - a).sqrt() * clean
 
-    out = sample.sample(perfect, tokenizer, ["a dog"], size=32, steps=4)
+    out = sample.sample(perfect, tokenizer, ["a dog"], size=32, door=True, steps=4)
     torch.testing.assert_close(out, clean, atol=1e-3, rtol=1e-3)
+
+
+def test_shares_of_a_stage_add_up_and_the_first_trains_what_the_last_ships():
+    for config in (CPU, GPU):
+        for stage in config.stages:
+            assert sum(batch.share for batch in stage.batches) == pytest.approx(1)
+        assert all(batch.door for batch in config.stages[0].batches)
+        assert any(
+            not batch.door and batch.size == model.FULL for batch in config.stages[-1].batches
+        )
+
+
+def test_held_out_pairs_are_never_drawn(monkeypatch):
+    concepts = [
+        captions.Concept((f"thing {i}",), "", "", (captions.Variant("x"),)) for i in range(9)
+    ]
+    out = {(c, k) for c in concepts for k in captions.COLOURS if captions.held_out(c, k)}
+    assert 0 < len(out) < 40
+    assert all(colour != "white" for _, colour in out)
+    pictures = object.__new__(data.Pictures)
+    pictures.concepts, pictures.index = concepts, {"x": 0}
+    seen = set()
+    monkeypatch.setattr(pictures, "pick", lambda c, k, rng: seen.add((c, k)) or (0, k, ""))
+    rng = random.Random(0)
+    for _ in range(3000):
+        pictures.draw(rng)
+    assert not seen & out
+    assert len(seen) == len(concepts) * len(captions.COLOURS) - len(out)
 
 
 def test_background_is_read_from_the_corners():

@@ -50,14 +50,31 @@ class TextConfig:
 
 
 @dataclass(frozen=True)
-class Stage:
-    """A stretch of training at one latent size; `lr` falls linearly to `lr_end`."""
+class Batch:
+    """Pictures of one kind that a step may learn from.
+
+    Args:
+        size: of the latents that go in.
+        count: pictures.
+        door: enter by the side door, below the top level: the inner levels then see what they see
+            of a picture of twice the size.
+        share: of the steps of a stage that take such a batch; those of a stage add up to 1.
+    """
 
     size: int
+    count: int
+    door: bool = False
+    share: float = 1.0
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stretch of training; `lr` falls linearly to `lr_end`."""
+
     steps: int
-    batch: int
     lr: float
     lr_end: float
+    batches: tuple[Batch, ...]
 
 
 @dataclass(frozen=True)
@@ -86,8 +103,8 @@ CPU = Config(
     everything=False,
     unet=UnetConfig(channels=(32, 64, 96, 160), head_dim=(32, 64, 48, 40)),
     stages=(
-        Stage(size=32, steps=2400, batch=24, lr=2e-3, lr_end=5e-4),
-        Stage(size=64, steps=2400, batch=4, lr=1e-3, lr_end=5e-5),
+        Stage(2400, 2e-3, 5e-4, (Batch(32, 24, True, 0.75), Batch(64, 6, True, 0.25))),
+        Stage(2400, 1e-3, 5e-5, (Batch(64, 4, False, 0.8), Batch(64, 6, True, 0.2))),
     ),
 )
 
@@ -98,8 +115,8 @@ GPU = Config(
     autoencoder=AutoencoderConfig(width=64, steps=20_000, batch=64, crop=128, lr=1e-3),
     unet=UnetConfig(channels=(64, 128, 192, 224), head_dim=(64, 64, 64, 56)),
     stages=(
-        Stage(size=32, steps=30_000, batch=256, lr=2e-3, lr_end=1e-3),
-        Stage(size=64, steps=20_000, batch=96, lr=1e-3, lr_end=1e-5),
+        Stage(30_000, 2e-3, 1e-3, (Batch(32, 256, True, 0.75), Batch(64, 64, True, 0.25))),
+        Stage(20_000, 1e-3, 1e-5, (Batch(64, 96, False, 0.8), Batch(64, 96, True, 0.2))),
     ),
 )
 

@@ -117,15 +117,15 @@ def build_scheduler() -> DDIMScheduler:
 
 
 @cache
-def alphas(size: int) -> Tensor:
-    """Signal variance of every timestep, for latents of this size.
+def alphas(door: bool = False) -> Tensor:
+    """Signal variance of every timestep, for the whole network or for its side door.
 
     The sum of four latents' noise grows by half as much as the sum of their signal, so that half
     size pictures get four times the signal-to-noise ratio: a timestep then hides the same things
-    at both sizes, and what half-size training teaches the inner levels stays true.
+    either way, and what the inner levels learn through the side door stays true.
     """
     a = build_scheduler().alphas_cumprod
-    ratio = (FULL / size) ** 2
+    ratio = 4 if door else 1
     return ratio * a / (1 + (ratio - 1) * a)
 
 
@@ -133,7 +133,9 @@ class Painter(nn.Module):
     """U-Net and text encoder, and a side door by which half-size pictures skip the top level.
 
     The side door (`stem`, `head`) is for training alone and is not exported: most of what there
-    is to learn is learnt at half size, where a step costs a tenth.
+    is to learn is learnt at half size, where a step costs a tenth. A picture of 256 x 256 that
+    enters there is to the inner levels one of 512 x 512, a size that the whole network could not
+    afford to be trained at.
     """
 
     def __init__(self, config: Config, tokenizer: CLIPTokenizer) -> None:
@@ -146,14 +148,12 @@ class Painter(nn.Module):
             nn.GroupNorm(16, second), nn.SiLU(), nn.Conv2d(second, LATENT_CHANNELS, 3, padding=1)
         )
 
-    def forward(self, x: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
-        """v of latents [b, 4, 64, 64], or of [b, 4, 32, 32] by the side door."""
+    def forward(self, x: Tensor, t: Tensor, tokens: Tensor, door: bool = False) -> Tensor:
+        """v of latents [b, 4, h, w], by the side door of latents at half of their true size."""
         text = self.text_encoder(tokens)[0]
-        if x.shape[-1] == FULL:
-            return self.unet(x, t, text).sample
-        return self._half_size(x, t, text)
+        return self._by_door(x, t, text) if door else self.unet(x, t, text).sample
 
-    def _half_size(self, x: Tensor, t: Tensor, text: Tensor) -> Tensor:
+    def _by_door(self, x: Tensor, t: Tensor, text: Tensor) -> Tensor:
         unet = self.unet
         emb = unet.time_embedding(unet.time_proj(t).to(x.dtype)) + unet.add_embedding(text)
         x = self.stem(x)

@@ -13,7 +13,7 @@ from transformers import CLIPTokenizer
 
 from .autoencoder import load_trained
 from .captions import every_caption
-from .config import CONFIGS, TRAIN_TIMESTEPS, Config, Stage
+from .config import CONFIGS, TRAIN_TIMESTEPS, Batch, Config, Stage
 from .data import Pictures, read_names
 from .latents import Latents
 from .model import Painter, alphas, build_tokenizer, device, load_tokenizer, quick_on_cpu, to_tokens
@@ -51,9 +51,11 @@ class Run:
         number = done * stage.steps
         warm = min(1.0, (number + 1) / 100)
         lr = warm * (stage.lr + (stage.lr_end - stage.lr) * done)
-        x, tokens = self._batch(stage, latents)
+        shares = [batch.share for batch in stage.batches]
+        batch = self.rng.choices(stage.batches, shares)[0]
+        x, tokens = self._pictures(batch, latents)
         with torch.autocast(self.device.type, torch.bfloat16):
-            loss = v_loss(self.painter, x, tokens, self.config.noise_power)
+            loss = v_loss(self.painter, x, tokens, self.config.noise_power, batch.door)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.weights, 1.0)
         self.optimiser.step(lr)
@@ -62,9 +64,9 @@ class Run:
         torch._foreach_lerp_(self.ema, [w.detach() for w in self.weights], 1 - decay)
         return loss.item()
 
-    def _batch(self, stage: Stage, latents: Latents) -> tuple[Tensor, Tensor]:
-        drawn = [latents.pictures.draw(self.rng) for _ in range(stage.batch)]
-        x = latents.batch([(picture, colour) for picture, colour, _ in drawn], stage.size)
+    def _pictures(self, batch: Batch, latents: Latents) -> tuple[Tensor, Tensor]:
+        drawn = [latents.pictures.draw(self.rng) for _ in range(batch.count)]
+        x = latents.batch([(picture, colour) for picture, colour, _ in drawn], batch.size)
         dropped = ["" if self.rng.random() < self.config.caption_dropout else c for *_, c in drawn]
         tokens = to_tokens(self.tokenizer, dropped)
         return x.to(self.device, memory_format=torch.channels_last), tokens.to(self.device)
@@ -88,7 +90,7 @@ class Run:
         self.step = meta["step"]
 
 
-def v_loss(painter: Painter, x: Tensor, tokens: Tensor, power: float) -> Tensor:
+def v_loss(painter: Painter, x: Tensor, tokens: Tensor, power: float, door: bool = False) -> Tensor:
     """Mean squared error of v = sqrt(a) noise - sqrt(1 - a) x at random timesteps.
 
     Timesteps are spread evenly over the batch, which takes noise out of the loss.
@@ -96,10 +98,10 @@ def v_loss(painter: Painter, x: Tensor, tokens: Tensor, power: float) -> Tensor:
     n = len(x)
     even = (torch.arange(n, device=x.device) + torch.rand(n, device=x.device)) / n
     t = (even**power * TRAIN_TIMESTEPS).long().clamp(max=TRAIN_TIMESTEPS - 1)
-    a = alphas(x.shape[-1]).to(x.device)[t][:, None, None, None]
+    a = alphas(door).to(x.device)[t][:, None, None, None]
     noise = torch.randn_like(x)
     v = a.sqrt() * noise - (1 - a).sqrt() * x
-    guess = painter(a.sqrt() * x + (1 - a).sqrt() * noise, t, tokens)
+    guess = painter(a.sqrt() * x + (1 - a).sqrt() * noise, t, tokens, door)
     return (guess.float() - v).square().mean()
 
 
@@ -134,7 +136,7 @@ def train(config: Config, minutes: float, steps: int | None = None) -> None:
             break
         threads.adapt()
         loss = run.update(*now, latents)
-        log.add(loss, {"step": run.step, "size": now[0].size})
+        log.add(loss, {"step": run.step, "stage": config.stages.index(now[0]) + 1})
         if time.time() - saved > SAVE_SECONDS:
             run.save()
             saved = time.time()
@@ -143,7 +145,10 @@ def train(config: Config, minutes: float, steps: int | None = None) -> None:
 
 def small_batches(config: Config, batch: int) -> Config:
     """The same run with another batch size, to try a configuration on a small machine."""
-    stages = tuple(replace(stage, batch=batch) for stage in config.stages)
+    stages = tuple(
+        replace(stage, batches=tuple(replace(each, count=batch) for each in stage.batches))
+        for stage in config.stages
+    )
     return replace(config, stages=stages, autoencoder=replace(config.autoencoder, batch=batch))
 
 
