@@ -104,7 +104,7 @@ CPU = Config(
     unet=UnetConfig(channels=(32, 64, 96, 160), head_dim=(32, 64, 48, 40)),
     stages=(
         Stage(2400, 2e-3, 5e-4, (Batch(32, 24, True, 0.75), Batch(64, 6, True, 0.25))),
-        Stage(2100, 1e-3, 5e-5, (Batch(64, 4, False, 0.65), Batch(64, 6, True, 0.35))),
+        Stage(1700, 1e-3, 5e-5, (Batch(64, 4, False, 0.65), Batch(64, 6, True, 0.35))),
     ),
 )
 
