@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .._errors import BenchError
+from ..models.sources import first_line
 
 DEFAULT, BEST = "default", "best"
 _KERNELS = {
@@ -22,7 +23,7 @@ CHOICES = (DEFAULT, *_KERNELS, BEST)
 
 @contextlib.contextmanager
 def attention_backend(name: str) -> Iterator[None]:
-    """Prefers one kernel; a call that it cannot take falls to the next best.
+    """Prefers one kernel; a call that it cannot take falls to the others.
 
     diffusers' own choice is set as well, so that the patch folds its bias into the head where the
     kernel refuses masks (docs/how-it-works.md, "Attention backends").
@@ -35,7 +36,9 @@ def attention_backend(name: str) -> Iterator[None]:
         return
     from diffusers.models.attention_dispatch import attention_backend as diffusers_backend
 
-    order = [_KERNELS[name], *(kernel for kernel in _KERNELS.values() if kernel != _KERNELS[name])]
+    order = [_KERNELS[name]]
+    if name != "math":  # which takes everything, and where PyTorch knows no priorities comes last
+        order += [kernel for kernel in _KERNELS.values() if kernel != _KERNELS[name]]
     with sdpa_kernel(order, set_priority=True), diffusers_backend(f"_native_{name}"):
         yield
 
@@ -50,26 +53,41 @@ def chosen_kernel(heads: int, head_dim: int, device: torch.device, dtype: torch.
     return next((name for name, kernel in _KERNELS.items() if kernel == found), "math")
 
 
-def fastest(seconds: Callable[[], float], device: torch.device) -> str:
-    """The backend with which a call takes least time; only CUDA has more than one worth trying.
+def check_kernel(name: str, kernel: str, device: torch.device, dtype: torch.dtype) -> None:
+    """Whether PyTorch took the kernel that was chosen.
+
+    Raises:
+        BenchError: another one.
+    """
+    if name not in (DEFAULT, kernel):
+        raise BenchError(
+            f"PyTorch takes {kernel} attention for this model as {dtype} on {device}, and not "
+            f"{name}; use --backend {kernel} or --backend {BEST}"
+        )
+
+
+def fastest(candidates: Iterable[str], seconds: Callable[[str], float]) -> str:
+    """The backend with which a call takes least time.
 
     Args:
-        seconds: runs the dense model once or more and says how long a call took.
-        device: where.
+        candidates: to be tried.
+        seconds: of a call with that backend; may fail.
 
     Raises:
         BenchError: none of them works.
     """
-    if device.type != "cuda":
-        return DEFAULT
     found: dict[str, float] = {}
     reasons = []
-    for name in (DEFAULT, "flash", "cudnn", "efficient"):
+    for name in candidates:
         try:
-            with attention_backend(name):
-                found[name] = seconds()
-        except RuntimeError as error:  # a kernel that does not take these shapes, or memory
-            reasons.append(f"{name}: {error}")
+            found[name] = seconds(name)
+        except (RuntimeError, BenchError) as error:  # shapes that a kernel refuses, or memory
+            reasons.append(f"{name}: {first_line(error)}")
     if not found:
         raise BenchError(f"no attention backend works here: {'; '.join(reasons)}")
     return min(found, key=lambda name: found[name])
+
+
+def worth_trying(device: torch.device) -> tuple[str, ...]:
+    """Backends that could be the fastest on a device."""
+    return (DEFAULT, "flash", "cudnn", "efficient") if device.type == "cuda" else (DEFAULT,)

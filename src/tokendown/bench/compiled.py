@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from .._errors import ConfigError
+from ..adapters import families
 from .methods import Method
 
 _VARIANTS = 1024  # methods times layers of other shapes; the compiler gives up at 8 otherwise
@@ -28,7 +28,11 @@ class CompiledCopies:
     """
 
     def __init__(self, denoiser: Any, what: str, compiler: str) -> None:
-        self.denoiser, self.what, self.compiler = denoiser, what, compiler
+        self.denoiser, self.compiler = denoiser, compiler
+        # the blocks around the self-attention, which repeat; the whole model is the submodule ""
+        layers = families.make_plan(denoiser, None).layers
+        blocks = dict.fromkeys(layer.name.rpartition(".")[0] for layer in layers)
+        self._parts = list(blocks) if what == "blocks" else [""]
         self._copies: dict[str, Any] = {}
         self._applied = contextlib.ExitStack()
 
@@ -37,8 +41,8 @@ class CompiledCopies:
         if method.name not in self._copies:
             model = share_weights(self.denoiser)
             self._applied.enter_context(method.apply(model))
-            for part in [model] if self.what == "model" else repeated_blocks(model):
-                part.compile(backend=self.compiler, dynamic=False)
+            for name in self._parts:
+                model.get_submodule(name).compile(backend=self.compiler, dynamic=False)
             self._copies[method.name] = model
         return self._copies[method.name]
 
@@ -62,16 +66,3 @@ def share_weights(model: Any) -> Any:
     """A copy of a model's structure around the same parameters and buffers."""
     tensors: tuple[torch.Tensor, ...] = (*model.parameters(), *model.buffers())
     return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
-
-
-def repeated_blocks(model: Any) -> list[Any]:
-    """What diffusers says is worth compiling on its own.
-
-    Raises:
-        ConfigError: it says nothing about this model.
-    """
-    names = set(getattr(model, "_repeated_blocks", None) or ())
-    found = [part for part in model.modules() if names & {x.__name__ for x in type(part).__mro__}]
-    if not found:
-        raise ConfigError(f"{type(model).__name__} names no repeated blocks; use --compile model")
-    return found

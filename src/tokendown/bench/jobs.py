@@ -83,6 +83,8 @@ class Job:
                 raise ConfigError("a shape needs a size, such as --size 1024")
         if self.steps is not None and not self.whole:
             raise ConfigError("the number of steps belongs to whole pictures: add --whole")
+        if self.whole and self.batch != 1:
+            raise ConfigError("the batch belongs to single steps; a picture has its own")
         if self.blocks is not None and self.shape is None:
             raise ConfigError("a few blocks can be timed of a --shape only")
         if self.blocks is not None and self.compile != "no":

@@ -45,7 +45,7 @@ class Panel:
     Attributes:
         title: above it.
         bars: of all sizes.
-        ticks: centre of each size's bars, and its name.
+        ticks: centre of each size's bars, and the size with the attention that ran there.
     """
 
     title: str
@@ -75,7 +75,7 @@ def _setting(group: Group) -> str:
     blocks = f", {key['blocks']} blocks timed" if key["blocks"] else ""
     return (
         f"{key['target']}, {what}, {key['dtype']}{compiled}{blocks}\n"
-        f"{key['hardware']}, attention {group.attention}"
+        f"{key['hardware']}, attention backend {key['backend']}"
     )
 
 
@@ -89,7 +89,8 @@ def _panel(title: str, groups: list[Group]) -> Panel:
             if row.speedup is not None and row.speedup_range is not None:
                 bars.append(Bar(x, row.method, row.speedup, *row.speedup_range, row.predicted))
                 x += 1.0
-        ticks.append(((first + x - 1.0) / 2, f"{group.key['width']} x {group.key['height']}"))
+        name = f"{group.key['width']} x {group.key['height']}\n{group.attention}"
+        ticks.append(((first + x - 1.0) / 2, name))
         x += _GAP
     return Panel(title, bars, ticks)
 
@@ -144,7 +145,8 @@ def _draw_panel(axes: Any, panel: Panel, colours: dict[str, Any]) -> None:
             bar.x, bar.speedup, width=0.9, color=colours[bar.method], label=label, yerr=spread,
             error_kw={"elinewidth": 0.8},
         )  # fmt: skip
-        axes.annotate(f"{bar.speedup:.2f}", (bar.x, bar.high), ha="center", va="bottom", fontsize=7)
+        top = max(bar.high, bar.predicted or 0.0)
+        axes.annotate(f"{bar.speedup:.2f}", (bar.x, top), ha="center", va="bottom", fontsize=7)
     known = [bar for bar in panel.bars if bar.predicted is not None]
     axes.plot(
         [bar.x for bar in known], [bar.predicted for bar in known], "k_", ms=9, label="by FLOPs"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -66,9 +66,11 @@ class Group:
     def title(self) -> str:
         """What, where, how, in one line."""
         key = self.key
-        what = "one step" if key["what"] == "step" else "a picture"
+        what = f"one step, batch {key['batch']}"
+        if key["what"] == "picture":
+            what = "a picture" + (f" in {key['steps']} steps" if key["steps"] else "")
         parts = [
-            f"{key['target']}, {key['width']} x {key['height']}, {what}, batch {key['batch']}",
+            f"{key['target']}, {key['width']} x {key['height']}, {what}",
             f"{key['dtype']} on {key['hardware']}",
             f"attention {self.attention}",
         ]
@@ -182,7 +184,7 @@ def _notes(cells: list[Cell], dense: dict[int, Cell], software: list[dict[str, A
     return notes
 
 
-COLUMNS = ("method", "median, s (range)", "speed-up (range)", "by FLOPs", "peak GiB")
+COLUMNS = ("method", "median, s (range)", "speed-up (range)", "FLOPs", "GiB")
 
 
 def table(group: Group) -> list[tuple[str, ...]]:
@@ -190,10 +192,10 @@ def table(group: Group) -> list[tuple[str, ...]]:
     return [
         (
             row.method,
-            _with_range(row.seconds, row.seconds_range, ".4g"),
-            _with_range(row.speedup, row.speedup_range, ".2f"),
-            _number(row.predicted, ".2f"),
-            _number(row.peak_gib, ".2f"),
+            _with_range(row.seconds, row.seconds_range, seconds_text),
+            _with_range(row.speedup, row.speedup_range, _two_digits),
+            _two_digits(row.predicted),
+            _two_digits(row.peak_gib),
         )
         for row in group.rows
     ]
@@ -206,24 +208,35 @@ def remarks(group: Group) -> list[str]:
 
 def markdown(cells: Iterable[Cell]) -> str:
     """The tables of a file of cells, as they stand in a page."""
-    parts = []
-    for group in summarise(cells):
-        lines = [f"{group.title}.", "", _line(COLUMNS), _line("---" for _ in COLUMNS)]
-        lines += [_line(row) for row in table(group)]
-        lines += ["", ". ".join(remarks(group)) + "."]
-        parts.append("\n".join(lines))
-    return "\n\n".join(parts) + "\n"
+    return "\n".join(
+        f"{group.title}.\n\n{markdown_table(group)}\n{'. '.join(remarks(group))}.\n"
+        for group in summarise(cells)
+    )
+
+
+def markdown_table(group: Group) -> str:
+    """The rows that have numbers."""
+    rows = [row for row in table(group) if any(row[1:])]
+    lines = [_line(COLUMNS), _line("---" for _ in COLUMNS), *map(_line, rows)]
+    return "\n".join(lines) + "\n"
 
 
 def _line(row: Iterable[str]) -> str:
     return "| " + " | ".join(text.replace("|", "/") for text in row) + " |"
 
 
-def _number(value: float | None, form: str) -> str:
-    return "" if value is None else format(value, form)
+def seconds_text(value: float) -> str:
+    """Three digits, and no exponent for long ones."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def _with_range(value: float | None, span: tuple[float, float] | None, form: str) -> str:
+def _two_digits(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
+
+
+def _with_range(
+    value: float | None, span: tuple[float, float] | None, text: Callable[[float], str]
+) -> str:
     if value is None or span is None:
         return ""
-    return f"{value:{form}} ({span[0]:{form}} to {span[1]:{form}})"
+    return f"{text(value)} ({text(span[0])}-{text(span[1])})"

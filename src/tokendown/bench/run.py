@@ -112,7 +112,7 @@ class _Group:
         self._warm_up(denoiser)
         backend = self._backend(denoiser, work)
         with backends.attention_backend(backend), self._runners(denoiser) as runner:
-            facts = {"attention": backend, "kernel": self._kernel()}
+            facts = {"attention": backend, "kernel": self._kernel(backend)}
             for number, name in self.pending():
                 if not self.file.needs(self.key, name, number):
                     continue  # out of memory in an earlier round
@@ -159,17 +159,25 @@ class _Group:
         for cell in self.file.group(self.key):
             if cell.get("attention"):
                 return str(cell["attention"])
-        device = self.target.device
-        return backends.fastest(
-            lambda: measure(lambda: work(denoiser), device, warmup=1, least_seconds=0.3).median,
-            device,
-        )
 
-    def _kernel(self) -> str:
-        layer = self.layer
-        return backends.chosen_kernel(
-            layer.heads, layer.head_dim, self.target.device, self.target.dtype
-        )
+        def seconds(name: str) -> float:
+            with backends.attention_backend(name):
+                self._kernel(name)
+                timing = measure(lambda: work(denoiser), device, warmup=1, least_seconds=0.3)
+            return timing.median
+
+        device = self.target.device
+        candidates = backends.worth_trying(device)
+        if len(candidates) == 1:
+            return candidates[0]
+        return backends.fastest(candidates, seconds)
+
+    def _kernel(self, backend: str) -> str:
+        """What dense attention runs on."""
+        layer, device, dtype = self.layer, self.target.device, self.target.dtype
+        kernel = backends.chosen_kernel(layer.heads, layer.head_dim, device, dtype)
+        backends.check_kernel(backend, kernel, device, dtype)
+        return kernel
 
     @contextlib.contextmanager
     def _runners(self, denoiser: Any) -> Iterator[Callable[[Method], Any]]:

@@ -15,7 +15,7 @@ from .._errors import ConfigError, GenerateError
 from ..bench.cells import FAILED, MEASURED, CellFile, read_cells
 from ..bench.jobs import Job, preset
 from ..bench.plot import check_plot, draw
-from ..bench.report import COLUMNS, Group, remarks, seconds_of, summarise, table
+from ..bench.report import COLUMNS, Group, remarks, seconds_of, seconds_text, summarise, table
 from ..bench.run import Deadline, run
 from . import options as opt
 from .generate import busy
@@ -195,7 +195,7 @@ def _tell(cell: dict[str, Any], as_json: bool) -> None:
     size = f"{cell['target']} {cell['width']}x{cell['height']}"
     outcome = cell["outcome"]
     if outcome == MEASURED:
-        outcome = f"round {cell['round'] + 1}: {seconds_of(cell):.4g} s"
+        outcome = f"round {cell['round'] + 1}: {seconds_text(seconds_of(cell))} s"
     elif cell.get("why"):
         outcome += f": {cell['why']}"
     if not as_json:
