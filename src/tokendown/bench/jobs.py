@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 from .._errors import ConfigError
 from ..models import builtin
@@ -108,7 +108,7 @@ def _gpu() -> list[Job]:
     reason, and without the methods that differ in what they sample only.
     """
     eager = [
-        Job(shape, sizes=_MATRIX_SIZES, dtype=dtype, device="cuda", backend=BEST, rounds=5)
+        Job(shape, sizes=_MATRIX_SIZES, dtype=dtype, device="cuda", backend=BEST)
         for shape, dtype in _DTYPES.items()
     ]
     return eager + [replace(job, compile="blocks", methods=_COMPILED) for job in eager]
@@ -125,7 +125,7 @@ def _cpu() -> list[Job]:
     ]
 
 
-PRESETS: dict[str, Any] = {"gpu": _gpu, "cpu": _cpu}
+PRESETS: dict[str, Callable[[], list[Job]]] = {"gpu": _gpu, "cpu": _cpu}
 
 
 def preset(name: str) -> list[Job]:
@@ -136,5 +136,4 @@ def preset(name: str) -> list[Job]:
     """
     if name not in PRESETS:
         raise ConfigError(f"expected a preset of {', '.join(PRESETS)}, got {name!r}")
-    jobs: list[Job] = PRESETS[name]()
-    return jobs
+    return PRESETS[name]()

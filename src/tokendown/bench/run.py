@@ -71,8 +71,7 @@ def run(
     for job in jobs:
         target = open_target(job)
         for width, height in target.sizes:
-            group = _Group(target, width, height, file, report, started)
-            if not group.run(deadline or Deadline()):
+            if not _Group(target, width, height, file, report, started).run(deadline or Deadline()):
                 return False
         del target
         gc.collect()
@@ -103,7 +102,7 @@ class _Group:
         """Returns whether all cells are there."""
         if not self.pending():
             return True
-        if not deadline.allows(self._longest()):
+        if not deadline.allows(self._longest() or self._guess()):
             return False
         methods = self._prepare()
         if not self.pending():
@@ -231,6 +230,21 @@ class _Group:
         """Seconds of the longest cell of this group so far."""
         cells = self.file.group(self.key)
         return max((sum(c.get("calls", [])) + sum(c.get("warmup", [])) for c in cells), default=0.0)
+
+    def _guess(self) -> float:
+        """Seconds until the first cell is there, from other sizes of this model; 0 if there are none.
+
+        Attention grows with the square of the area; what is tried before the first cell takes as
+        long as some of them.
+        """
+        area = self.width * self.height
+        guesses = [
+            cell["seconds"] * (area / (cell["width"] * cell["height"])) ** 2
+            for cell in self.file.cells
+            if cell["target"] == self.key["target"] and cell["hardware"] == self.key["hardware"]
+            if cell["seconds"]
+        ]
+        return 4 * max(guesses, default=0.0)
 
     def _add(self, method: Method, number: int, **facts: Any) -> None:
         cell = {
