@@ -136,6 +136,7 @@ def test_other_settings_are_other_cells(tiny_job, tmp_path):
         replace(job, dtype="bfloat16"),
         replace(job, batch=2),
         replace(job, backend="math"),
+        replace(job, backend="best"),
         replace(job, compile="blocks", compiler="eager"),
         replace(job, shape="tiny-pixart"),
         replace(job, shape="tiny-pixart", blocks=1),
@@ -144,6 +145,7 @@ def test_other_settings_are_other_cells(tiny_job, tmp_path):
         run(variants, file)
         assert len(file.cells) == len(variants), count
     assert file.cells[3]["kernel"] == "math"
+    assert file.cells[4]["attention"] == "default"  # a CPU has no choice worth trying
 
 
 def test_a_deadline_ends_between_cells_and_a_later_call_goes_on(tiny_job, tmp_path, monkeypatch):
@@ -158,6 +160,11 @@ def test_a_deadline_ends_between_cells_and_a_later_call_goes_on(tiny_job, tmp_pa
     count = len(file.cells)
     file.cells[-1]["calls"] = [1000.0]
     assert not run([replace(tiny_job, sizes=((64, 64),))], file, deadline=Deadline(10))
+    assert len(file.cells) == count
+    # nothing is known of a larger size, but that attention grows with the square of the area
+    file.cells[-1]["seconds"] = 2.0
+    large = [replace(tiny_job, sizes=((640, 640),))]
+    assert not run(large, file, deadline=Deadline(10))
     assert len(file.cells) == count
     file.cells[-1]["calls"] = [0.1]
     assert run([replace(tiny_job, sizes=((64, 64),))], file, deadline=Deadline(10))
@@ -195,6 +202,16 @@ def test_out_of_memory_is_a_result_and_a_failure_is_tried_again(tiny_job, tmp_pa
     assert group.rows[-1].why.startswith("out of memory")
     assert group.rows[-1].seconds is None
     assert group.rows[1].speedup is not None
+
+
+def test_flops_do_not_depend_on_the_dtype(tiny_job, tmp_path):
+    file = CellFile(tmp_path / "a.jsonl", resume=False)
+    job = replace(tiny_job, sizes=((64, 64),), rounds=1)
+    run([job, replace(job, dtype="bfloat16")], file)
+    flops = [(c["method"], c["flops"]) for c in file.cells if c["outcome"] == "measured"]
+    assert len(flops) == 2 * len(MEASURED)
+    assert flops[: len(MEASURED)] == flops[len(MEASURED) :]
+    assert all(count > 0 for _, count in flops)
 
 
 # A few blocks of a deep model

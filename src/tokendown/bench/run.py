@@ -232,7 +232,7 @@ class _Group:
         return max((sum(c.get("calls", [])) + sum(c.get("warmup", [])) for c in cells), default=0.0)
 
     def _guess(self) -> float:
-        """Seconds until the first cell is there, from other sizes of this model; 0 if there are none.
+        """Seconds until the first cell, from other sizes of this model; 0 if there are none.
 
         Attention grows with the square of the area; what is tried before the first cell takes as
         long as some of them.

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import nn
 
 from .._errors import ConfigError
 from ..adapters.skeleton import build_on_meta
@@ -63,7 +64,9 @@ class Shape:
         self, device: torch.device, dtype: torch.dtype, blocks: int | None = None
     ) -> Any:
         """Built on meta, then filled: normal weights of the usual scale, the same every time."""
-        model = self.on_meta(blocks).to(dtype).to_empty(device=device).requires_grad_(False)
+        # torch's own `to`: diffusers' remarks on it
+        model: Any = nn.Module.to(self.on_meta(blocks), dtype).to_empty(device=device)
+        model.requires_grad_(False)
         generator = torch.Generator(device).manual_seed(0)
         for name, weight in model.named_parameters():
             if weight.ndim > 1:

@@ -104,9 +104,10 @@ class Target:
 
         On the meta device shapes only.
         """
-        device = next(model.parameters()).device
+        weight = next(model.parameters())
+        device, dtype = weight.device, weight.dtype
         made = denoiser_inputs(
-            model, rows, columns, batch=self.job.batch, device=device, dtype=self.dtype
+            model, rows, columns, batch=self.job.batch, device=device, dtype=dtype
         )
         if device.type != "meta":
             generator = torch.Generator(device).manual_seed(0)

@@ -183,10 +183,8 @@ def _measure(jobs: list[Job], file: CellFile, deadline: Deadline, as_json: bool)
     except (KeyboardInterrupt, SystemExit):
         warn(f"{len(file.cells) - before} new lines; go on with --resume {file.path}")
         raise
-    warn(
-        f"{len(file.cells) - before} new lines in {file.path}"
-        + ("" if complete else f"; not all is measured yet, go on with --resume {file.path}")
-    )
+    rest = "all is measured" if complete else f"not all yet, go on with --resume {file.path}"
+    warn(f"{len(file.cells) - before} new lines in {file.path}; {rest}")
     return complete
 
 
