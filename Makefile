@@ -4,7 +4,7 @@ BIN := .venv/bin
 # Two workers with one thread each beat one worker with two threads on tiny models.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
-.PHONY: setup test check demo bench table clean
+.PHONY: setup test check demo bench bench-gpu table clean
 
 setup: .venv/.done
 
@@ -26,8 +26,15 @@ check: setup
 demo: setup
 	$(BIN)/tokendown generate "a red heart" --compare --size 512x512 --out out/demo
 
+# Both can be stopped at any time and called again: what is measured is not measured again.
 bench: setup
-	$(BIN)/python benchmarks/unet_step.py
+	$(BIN)/tokendown bench --preset cpu --resume out/bench-cpu.jsonl
+
+# The matrix on one CUDA card, in slices of nine minutes; repeat until it says that all is there.
+MINUTES ?= 9
+GPU_CELLS ?= benchmarks/results/gpu.jsonl
+bench-gpu: setup
+	$(BIN)/tokendown bench --preset gpu --minutes $(MINUTES) --resume $(GPU_CELLS)
 
 table: setup
 	$(BIN)/python scripts/compat_table.py

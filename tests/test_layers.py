@@ -27,6 +27,7 @@ LAYERS = [
     {"pictures", "request"},
     {"sampling"},
     {"generate", "doctor"},
+    {"bench/"},
     {"cli/"},
 ]
 ANYTHING = {"__init__", "__main__"}  # they only gather names

@@ -1,6 +1,7 @@
 """Fewer keys and values for the self-attention of pretrained diffusion models, without training."""
 
 from ._errors import (
+    BenchError,
     ConfigError,
     GridError,
     NothingPatchedError,
@@ -17,6 +18,7 @@ from .summary import Summary, summary
 __version__ = "0.1.0"
 
 __all__ = [
+    "BenchError",
     "ConfigError",
     "Grid",
     "GridError",

@@ -7,6 +7,7 @@
   + NothingPatchedError                      the model is known, but no layer matched
   + LoadError                                a model, LoRA or picture file cannot be used
   + GenerateError                            a picture could not be made or saved
+  + BenchError                               a benchmark cannot be run or its file not used
 """
 
 
@@ -36,3 +37,7 @@ class LoadError(TokendownError):
 
 class GenerateError(TokendownError):
     """A picture could not be made or saved: out of memory, a full disk."""
+
+
+class BenchError(TokendownError):
+    """A benchmark cannot be run here, or its file cannot be used."""

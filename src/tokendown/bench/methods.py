@@ -1,0 +1,251 @@
+"""The methods that are compared: each goes into a denoiser, and comes out without a trace."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from torch import nn
+
+from .._errors import BenchError, ConfigError, NothingPatchedError
+from ..adapters import families
+from ..adapters.plan import Layer
+from ..adapters.skeleton import Cost, measure
+from ..config import PAPER_BUDGET, PatchConfig
+from ..patch import apply_patch
+from ..select import kept_tokens
+
+DENSE = "dense"
+DEFAULT = (
+    DENSE, "paper", "auto", "minimal", "nearest", "nearest-exact", "tomesd-equal", "tomesd-half",
+    "bound",
+)  # fmt: skip
+_FURTHER = re.compile(r"(factor|budget) (\S+)")
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method at one size.
+
+    Args:
+        name: as typed, and as recorded.
+        detail: what exactly it does at this size, for people.
+        apply: puts it into a denoiser for as long as the context lasts.
+        keys: kept keys of each layer that it changes, 0 where the layer is removed; None where the
+            cost does not follow from that.
+    """
+
+    name: str
+    detail: str
+    apply: Callable[[Any], AbstractContextManager[Any]]
+    keys: Mapping[str, int] | None = None
+
+
+class Useless(Exception):
+    """A method has nothing to do at this size or on this model; says why."""
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Where self-attention on an image grid is, at one size.
+
+    Args:
+        model: the denoiser without weights.
+        cost: of one dense call of it.
+        layers: those that can be coarsened.
+    """
+
+    model: Any
+    cost: Cost
+    layers: list[Layer]
+
+    @classmethod
+    def of(cls, model: Any, height: int, width: int, batch: int) -> Scene:
+        """At one size of the latent."""
+        layers = [x for x in families.make_plan(model, None).layers if not x.reason]
+        if not layers:
+            raise BenchError(f"{type(model).__name__} has no self-attention that can be patched")
+        return cls(model, measure(model, height, width, batch), layers)
+
+    @property
+    def level(self) -> int:
+        """Downsampling of the finest layers."""
+        return min(layer.downsample for layer in self.layers)
+
+    @property
+    def finest(self) -> list[str]:
+        """Their names."""
+        return [layer.name for layer in self.layers if layer.downsample == self.level]
+
+    @property
+    def factor(self) -> int:
+        """Of the methods that coarsen the finest level only: the paper's, and 2 at least."""
+        return max(2, self.cost.grids[self.finest[0]].factor_for(PAPER_BUDGET))
+
+
+def check_name(name: str) -> str:
+    """The name of a method as it is recorded.
+
+    Raises:
+        ConfigError: there is no such method.
+    """
+    further = _FURTHER.fullmatch(name)
+    if name not in DEFAULT and further is None:
+        raise ConfigError(f"expected a method of {', '.join(DEFAULT)}, got {name!r}")
+    if further:
+        _config(*further.groups())
+    return name
+
+
+def make_method(name: str, scene: Scene) -> Method:
+    """The method of that name at one size.
+
+    Raises:
+        ConfigError: there is no such method.
+        Useless: it has nothing to do here.
+        BenchError: it needs a package that is not installed.
+    """
+    check_name(name)
+    further = _FURTHER.fullmatch(name)
+    if further:
+        return _patched(name, _config(*further.groups()), scene)
+    if name == DENSE:
+        return Method(DENSE, "every key", lambda _: contextlib.nullcontext(), {})
+    if name in ("paper", "auto"):
+        return _patched(name, PatchConfig(preset=name), scene)  # type: ignore[arg-type]
+    if name == "bound":
+        names = [layer.name for layer in scene.layers]
+        removed = partial(_without, names=names)
+        return Method(name, f"{len(names)} layers removed", removed, dict.fromkeys(names, 0))
+    if name.startswith("tomesd"):
+        return _tomesd(name, scene)
+    return _by_hand(name, scene)
+
+
+def _config(kind: str, value: str) -> PatchConfig:
+    """Of "factor 2", "factor 1:4,2:2" or "budget 4096"."""
+    try:
+        if kind == "budget":
+            return PatchConfig(budget=int(value))
+        if ":" not in value:
+            return PatchConfig(factor=int(value))
+        pairs = (pair.split(":") for pair in value.split(","))
+        return PatchConfig(factor={int(level): int(factor) for level, factor in pairs})
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(
+            f"expected 'factor 2', 'factor 1:4,2:2' or 'budget 4096', got '{kind} {value}'"
+        ) from error
+
+
+# tokendown
+
+
+def _patched(name: str, config: PatchConfig, scene: Scene) -> Method:
+    try:
+        plan = families.make_plan(scene.model, config)
+    except NothingPatchedError as error:
+        raise Useless(str(error)) from error
+    grids = {layer: scene.cost.grids[layer.name] for layer in plan.patched}
+    factors = {layer.downsample: layer.factor(grid) for layer, grid in grids.items()}
+    coarser = {level: factor for level, factor in sorted(factors.items()) if factor > 1}
+    if not coarser:
+        raise Useless("changes nothing at this size")
+    detail = ", ".join(f"factor {factor} at downsampling {at}" for at, factor in coarser.items())
+    anchors = config.anchors or 0
+    if anchors:
+        detail += f", {anchors} anchors"
+    keys = {
+        layer.name: kept_tokens(grid, layer.factor(grid), anchors, config.method)
+        for layer, grid in grids.items()
+    }
+    return Method(name, detail, lambda model: apply_patch(model, config), keys)
+
+
+# By hand
+
+
+def _by_hand(name: str, scene: Scene) -> Method:
+    from .processors import Interpolated, Strided
+
+    factor = scene.factor
+    processors = {
+        layer: Strided(scene.cost.grids[layer], factor)
+        if name == "minimal"
+        else Interpolated(scene.cost.grids[layer], factor, name)
+        for layer in scene.finest
+    }
+    detail = f"factor {factor} at downsampling {scene.level}, hand-written"
+    keys = {layer: scene.cost.grids[layer].coarse(factor).tokens for layer in scene.finest}
+    return Method(name, detail, partial(_with_processors, processors=processors), keys)
+
+
+@contextlib.contextmanager
+def _with_processors(model: Any, processors: dict[str, Any]) -> Iterator[None]:
+    attentions = {name: model.get_submodule(name) for name in processors}
+    before = {name: attention.processor for name, attention in attentions.items()}
+    try:
+        for name, attention in attentions.items():
+            attention.set_processor(processors[name])
+        yield
+    finally:
+        for name, attention in attentions.items():
+            attention.set_processor(before[name])
+
+
+@contextlib.contextmanager
+def _without(model: nn.Module, names: list[str]) -> Iterator[None]:
+    from .processors import NoAttention
+
+    kept = {name: model.get_submodule(name) for name in names}
+    try:
+        for name in names:
+            _replace(model, name, NoAttention())
+        yield
+    finally:
+        for name, attention in kept.items():
+            _replace(model, name, attention)
+
+
+def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, attribute = name.rpartition(".")
+    setattr(model.get_submodule(parent), attribute, module)
+
+
+# tomesd
+
+
+def _tomesd(name: str, scene: Scene) -> Method:
+    if not type(scene.model).__name__.startswith("UNet2D"):
+        raise Useless("tomesd 0.1.3 patches U-Nets only")
+    if importlib.util.find_spec("tomesd") is None:
+        raise BenchError(
+            "tomesd is not installed: pip install 'tokendown[bench]', or leave it out with --method"
+        )
+    stride = scene.factor if name == "tomesd-equal" else 2
+    ratio = 1 - 1 / stride**2 if name == "tomesd-equal" else 0.5
+    level = scene.level
+    detail = f"ratio {ratio:.4g}, stride {stride}, at downsampling {level} at most"
+    return Method(name, detail, partial(_merged, ratio=ratio, stride=stride, level=level))
+
+
+@contextlib.contextmanager
+def _merged(model: nn.Module, ratio: float, stride: int, level: int) -> Iterator[None]:
+    import tomesd
+
+    before = {module: set(vars(module)) for module in model.modules()}
+    try:
+        tomesd.apply_patch(model, ratio=ratio, sx=stride, sy=stride, max_downsample=level)
+        yield
+    finally:
+        tomesd.remove_patch(model)
+        for module, names in before.items():  # it leaves its settings behind
+            for name in set(vars(module)) - names:
+                delattr(module, name)
