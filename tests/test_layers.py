@@ -23,7 +23,7 @@ LAYERS = [
     {"adapters/"},
     {"patch"},
     {"summary"},
-    {"models/", "quality"},
+    {"models/", "quality/"},
     {"pictures", "request"},
     {"sampling"},
     {"generate", "doctor"},
