@@ -9,6 +9,7 @@ import typer
 
 from .doctor import doctor
 from .generate import generate
+from .sheet import compare
 from .summary import summary
 
 app = typer.Typer(
@@ -18,6 +19,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(generate)
+app.command()(compare)
 app.command()(summary)
 app.command()(doctor)
 

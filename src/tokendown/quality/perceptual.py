@@ -86,8 +86,7 @@ class Lpips(nn.Module):
 
     def features(self, image: Tensor, data_range: float) -> list[Tensor]:
         """What each of the five convolutions gives, after its ReLU; [B, width, h, w] each."""
-        first = self.convolutions[0].weight
-        x = 2.0 * image.to(first) / data_range - 1.0
+        x = 2.0 * image.to(self.heads[0]) / data_range - 1.0
         x = (x - x.new_tensor(_SHIFT).view(1, 3, 1, 1)) / x.new_tensor(_SCALE).view(1, 3, 1, 1)
         found = []
         for number, convolution in enumerate(self.convolutions):

@@ -72,8 +72,8 @@ def hpf(image: Tensor, data_range: float = 1.0) -> Tensor:
     kernel = torch.full((1, 1, 3, 3), -1.0 / 8, dtype=torch.float64, device=image.device)
     kernel[..., 1, 1] = 1.0
     planes = image.double().flatten(0, 1).unsqueeze(1) / data_range
-    response = functional.conv2d(planes, kernel).abs().mean(dim=(1, 2, 3))
-    return response.unflatten(0, image.shape[:2]).mean(dim=1)
+    response: Tensor = functional.conv2d(planes, kernel).abs().mean(dim=(1, 2, 3))
+    return response.view(image.shape[:2]).mean(dim=1)
 
 
 def check_pair(image: Tensor, reference: Tensor) -> None:
