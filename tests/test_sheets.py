@@ -269,7 +269,12 @@ def test_narrow_pictures_get_room_for_their_text():
 
 def test_a_patch_inside_a_method_is_taken_off_after_an_error(opened):
     pipe, _ = opened
-    with pytest.raises(RuntimeError), parse_method("factor=2").on(pipe):
-        assert is_patched(pipe)
-        raise RuntimeError
+
+    def fail():
+        with parse_method("factor=2").on(pipe):
+            assert is_patched(pipe)
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
     assert not is_patched(pipe)
