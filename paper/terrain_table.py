@@ -1,7 +1,8 @@
 """Every way of choosing keys, on the trained network of ``paper/terrain.py``.
 
-    python -m paper.terrain_table            # paper/results/terrain_table.json and .md
-    python -m paper.terrain_table --quick    # under a minute, fewer of everything, no file
+    python -m paper.terrain_table               # paper/results/terrain_table.json and .md
+    python -m paper.terrain_table --factors 2   # one at a time; the file keeps the others
+    python -m paper.terrain_table --quick       # under a minute, fewer of everything, no file
 
 Grids of every phase, phases that differ from head to head or from step to step, cell means, grids
 with anchors with and without log m, and tomesd's merge at as many tokens. The error is that of
@@ -11,6 +12,7 @@ with anchors with and without log m, and tomesd's merge at as many tokens. The e
 from __future__ import annotations
 
 import argparse
+import json
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -196,6 +198,14 @@ def table(records: list[dict[str, Any]]) -> str:
     return markdown(["kept keys", *(f"factor {factor}" for factor in factors)], lines)
 
 
+def others(path: Path, settings: dict[str, int], factors: list[int]) -> list[dict[str, Any]]:
+    """The records of other factors that an earlier call with these settings left, to keep them."""
+    found = json.loads(path.read_text()) if path.exists() else {}
+    if found.get("settings") != settings:
+        return []
+    return [record for record in found["errors"] if record["factor"] not in factors]
+
+
 def main() -> None:
     """Measures, prints the table, writes it with its record."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -208,7 +218,9 @@ def main() -> None:
     a = parser.parse_args()
     if a.quick:
         a.seeds, a.steps, a.phases, a.factors = 1, 1, 2, (2, 4)
-    records = measure(a.seeds, a.steps, tuple(a.factors), a.phases)
+    settings = {"seeds": a.seeds, "steps": a.steps, "phases": a.phases}
+    records = [] if a.quick else others(a.json, settings, a.factors)
+    records += measure(a.seeds, a.steps, tuple(a.factors), a.phases)
     about = (
         f"Mean squared error over the variance of the dense output, {a.steps}-step samples, "
         f"{a.seeds} seeds; median (lowest to highest) over seeds, in the first row also over at "
@@ -217,7 +229,6 @@ def main() -> None:
     text = f"{about}\n\n{table(records)}"
     print(text)
     if not a.quick:
-        settings = {"seeds": a.seeds, "steps": a.steps, "phases": a.phases}
         record = {"settings": settings, "environment": environment(), "errors": records}
         write(a.json, record, text)
 

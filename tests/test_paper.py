@@ -126,6 +126,15 @@ def test_a_row_joins_its_choices_and_seeds():
     assert sinks.spread is report.spread
 
 
+def test_factors_can_be_measured_one_at_a_time(tmp_path):
+    path, settings = tmp_path / "r.json", {"seeds": 3}
+    assert terrain_table.others(path, settings, [2]) == []
+    records = [{"factor": 2}, {"factor": 4}]
+    report.write(path, {"settings": settings, "errors": records}, "")
+    assert terrain_table.others(path, settings, [2]) == [{"factor": 4}]
+    assert terrain_table.others(path, {"seeds": 1}, [2]) == []
+
+
 # Table 1
 
 
