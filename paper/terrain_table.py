@@ -40,7 +40,7 @@ class Choice:
 
     Args:
         factor: linear, of the grid.
-        keys: "phase", "per head", "per step", "mean" or "merge".
+        keys: "phase", "per head", "per step", "mean", "merge" or "merge top-left".
         phase: (row, column) of the kept token in its cell, for "phase".
         anchors: tokens of largest key norm, per head, kept besides.
         bias: whether log m is added to the logits.
@@ -61,7 +61,9 @@ def rows(factor: int, most_phases: int) -> Iterator[tuple[str, Choice]]:
     yield "grid, another phase in each head", Choice(factor, "per head")
     yield "grid, another phase in each step", Choice(factor, "per step")
     yield "cell mean", Choice(factor, "mean")
-    yield "tomesd's merge, equal tokens", Choice(factor, "merge")
+    yield "tomesd's merge, equal tokens, into random places", Choice(factor, "merge")
+    # tomesd itself does this where the batch is odd, as it is without guidance
+    yield "tomesd's merge, equal tokens, into top-left places", Choice(factor, "merge top-left")
     yield "grid + 32 anchors, no log m", Choice(factor, anchors=ANCHORS, bias=False)
     yield "grid + 32 anchors, log m", Choice(factor, anchors=ANCHORS)
     yield (
@@ -97,7 +99,7 @@ class Keys:
         if site.grid.tokens != TOKENS:
             return terrain.dense(site, query, key, value)
         choice = self.choice
-        if choice.keys == "merge":
+        if choice.keys.startswith("merge"):
             return self._merged(site, query, key, value)
         index = self._index(site.grid, key)
         kept = [x.gather(2, index[..., None].expand(-1, -1, -1, x.shape[-1])) for x in (key, value)]
@@ -142,7 +144,7 @@ class Keys:
         merged = grid.tokens - math.ceil(grid.height / factor) * math.ceil(grid.width / factor)
         merge, unmerge = bipartite_soft_matching_random2d(
             site.block_input, grid.width, grid.height, factor, factor, merged,
-            generator=self.random,
+            no_rand=self.choice.keys == "merge top-left", generator=self.random,
         )  # fmt: skip
 
         def by_token(x: Tensor) -> Tensor:

@@ -85,17 +85,18 @@ def test_anchors_with_log_m_are_what_the_library_does(keys, factor):
     assert not torch.allclose(found, without, atol=1e-3)
 
 
-def test_merging_equal_tokens_changes_nothing(monkeypatch):
+@pytest.mark.parametrize("keys", ["merge", "merge top-left"])
+def test_merging_equal_tokens_changes_nothing(keys, monkeypatch):
     """Cells of equal tokens merge into themselves, which is dense attention among the cells."""
     generator = torch.Generator().manual_seed(2)
     cells = torch.randn(1, 2, 3, 8, generator=generator)
     tokens = cells.repeat_interleave(2, 1).repeat_interleave(2, 2).flatten(1, 2)
     grid = Grid(4, 6)
     monkeypatch.setattr(terrain_table, "TOKENS", grid.tokens)
-    found, *qkv = call(Choice(2, "merge"), grid, tokens=tokens)
+    found, *qkv = call(Choice(2, keys), grid, tokens=tokens)
     torch.testing.assert_close(found, scaled_dot_product_attention(*qkv))
     found, *qkv = call(
-        Choice(2, "merge"), grid, tokens=tokens + torch.randn(1, 24, 8, generator=generator)
+        Choice(2, keys), grid, tokens=tokens + torch.randn(1, 24, 8, generator=generator)
     )
     assert not torch.allclose(found, scaled_dot_product_attention(*qkv), atol=1e-2)
     outputs = found.transpose(1, 2).flatten(2)[0]
