@@ -25,53 +25,58 @@ _DEFAULT = ("paper", "auto")
 _PLAIN = ("negative_prompt", "model", "base", "lora", "steps", "guidance", "device", "dtype")
 
 
+Prompts = Annotated[list[str] | None, typer.Argument(help="What to show; several.")]
+PromptFile = Annotated[
+    Path | None, typer.Option("--prompts", metavar="FILE", help="One prompt a line.")
+]
+Methods = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--method", metavar="METHOD",
+        help="paper, auto, factor=2,anchors=0, factor=1:4+2:2, auto,budget=4096, "
+        "factor=2,method=mean, tomesd=0.75, ... Several. Default: paper and auto.",
+    ),
+]  # fmt: skip
+Negative = Annotated[str | None, typer.Option("--negative-prompt", "-n", help="What not to show.")]
+Base = Annotated[str | None, typer.Option(help="Configuration of a .safetensors MODEL.")]
+Lora = Annotated[str | None, typer.Option(help=".safetensors file or Hub id.")]
+Steps = Annotated[int | None, typer.Option(help="Default: the pipeline's own.")]
+Guidance = Annotated[float | None, typer.Option(help="Default: the pipeline's own.")]
+Seed = Annotated[int, typer.Option(help="The first seed of each prompt.")]
+Count = Annotated[int, typer.Option(min=1, help="Seeds a prompt.")]
+Device = Annotated[str | None, typer.Option(help="Default: the first that works.")]
+Dtype = Annotated[str | None, typer.Option(help="Default: float32 on cpu, else float16.")]
+Weights = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="LPIPS weights; scripts/fetch_metrics.py makes them."),
+]
+Limit = Annotated[
+    int, typer.Option("--cell", min=64, help="Most pixels of a picture's side on the sheet.")
+]
+Keep = Annotated[bool, typer.Option("--keep", help="Save every picture as well.")]
+Folder = Annotated[Path, typer.Option("--out", help="Folder for the files.")]
+
+
 def compare(
     ctx: typer.Context,
-    prompts: Annotated[list[str] | None, typer.Argument(help="What to show; several.")] = None,
-    prompt_file: Annotated[
-        Path | None, typer.Option("--prompts", metavar="FILE", help="One prompt a line.")
-    ] = None,
-    method: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--method",
-            metavar="METHOD",
-            help="paper, auto, factor=2,anchors=0, factor=1:4+2:2, auto,budget=4096, "
-            "factor=2,method=mean, tomesd=0.75, ... Several. Default: paper and auto.",
-        ),
-    ] = None,
-    negative_prompt: Annotated[
-        str | None, typer.Option("--negative-prompt", "-n", help="What not to show.")
-    ] = None,
+    prompts: Prompts = None,
+    prompt_file: PromptFile = None,
+    method: Methods = None,
+    negative_prompt: Negative = None,
     model: opt.Model = None,
-    base: Annotated[
-        str | None,
-        typer.Option(help="Folder or Hub id with the configuration of a .safetensors MODEL."),
-    ] = None,
-    lora: Annotated[
-        str | None, typer.Option(metavar="LORA", help=".safetensors file or Hub id.")
-    ] = None,
+    base: Base = None,
+    lora: Lora = None,
     size: opt.Size = None,
-    steps: Annotated[int | None, typer.Option(help="Default: the pipeline's own.")] = None,
-    guidance: Annotated[float | None, typer.Option(help="Default: the pipeline's own.")] = None,
-    seed: Annotated[int, typer.Option(help="The first seed of each prompt.")] = 0,
-    count: Annotated[int, typer.Option(min=1, help="Seeds a prompt.")] = 1,
-    device: Annotated[
-        str | None, typer.Option(help="cpu, cuda, cuda:1, mps. Default: the first that works.")
-    ] = None,
-    dtype: Annotated[
-        str | None,
-        typer.Option(help="float32, float16, bfloat16. Default: float32 on cpu, else float16."),
-    ] = None,
-    lpips: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="LPIPS weights; scripts/fetch_metrics.py makes them."),
-    ] = None,
-    limit: Annotated[
-        int, typer.Option("--cell", min=64, help="Most pixels of a picture's side on the sheet.")
-    ] = 384,
-    keep: Annotated[bool, typer.Option("--keep", help="Save every picture as well.")] = False,
-    out_folder: Annotated[Path, typer.Option("--out", help="Folder for the files.")] = Path("out"),
+    steps: Steps = None,
+    guidance: Guidance = None,
+    seed: Seed = 0,
+    count: Count = 1,
+    device: Device = None,
+    dtype: Dtype = None,
+    lpips: Weights = None,
+    limit: Limit = 384,
+    keep: Keep = False,
+    out_folder: Folder = Path("out"),
     as_json: opt.Json = False,
 ) -> None:
     """Compare methods on prompts from the same seeds: a contact sheet, and numbers as JSON."""
@@ -80,22 +85,30 @@ def compare(
         methods = [parse_method(text) for text in method or _DEFAULT]
         requests = read_requests(ctx.params, read_prompts(prompts, prompt_file))
         weights = None if lpips is None else quality.load_lpips(lpips)
-        with loading(requests[0].model):
-            pipe, filled = gen.open_pipeline(requests[0])
-            plans = sheets.plan(pipe, filled, methods)
-        requests = [replace(filled, prompt=r.prompt, seed=r.seed) for r in requests]
-        notes = remarks(filled, plans)
-        for note in notes:
-            warn(note)
-        with steps_bar(f"{len(requests) * len(plans)} pictures") as advance:
-            made = sheets.make_rows(pipe, requests, list(plans), lpips=weights, progress=advance)
-            rows = list(made)
-        record = sheets.record(pipe, plans, rows, notes)
+        pipe, rows, record = _draw(requests, methods, weights)
         files = _save(pipe, out_folder, rows, record, limit, keep)
         if as_json:
             print_json({**record, "paths": [str(path) for path in files]})
         else:
             _print(record, files)
+
+
+def _draw(
+    requests: list[gen.Request], methods: list[Method], lpips: quality.Lpips | None
+) -> tuple[Any, list[sheets.Row], dict[str, Any]]:
+    """The pipeline, the rows, and their record."""
+    with loading(requests[0].model):
+        pipe, filled = gen.open_pipeline(requests[0])
+        plans = sheets.plan(pipe, filled, methods)
+    requests = [replace(filled, prompt=one.prompt, seed=one.seed) for one in requests]
+    notes = remarks(filled, plans)
+    for note in notes:
+        warn(note)
+    with steps_bar(f"{len(requests) * len(plans)} pictures") as advance:
+        made = sheets.make_rows(pipe, requests, list(plans), lpips=lpips, progress=advance)
+        rows = list(made)
+    notes += [p.note for row in rows for p in row.pictures.values() if p.note]
+    return pipe, rows, sheets.record(pipe, plans, rows, notes)
 
 
 def read_prompts(given: Sequence[str] | None, file: Path | None) -> list[str]:
