@@ -11,10 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -23,6 +20,7 @@ from typing import Any
 
 import torch
 from paper import terrain
+from paper.report import environment, spread
 from paper.terrain import Site
 from torch import Tensor
 from torch.nn import functional
@@ -198,7 +196,7 @@ def errors(seeds: int, steps: int) -> Iterator[list[dict[str, Any]]]:
             output = terrain.sample(net, keys, seed=seed, steps=steps, on_step=keys.on_step)
             runs.append(terrain.relative_error(output, wanted))
         yield [
-            {"experiment": name, **asdict(setting), **_spread(found[setting])}
+            {"experiment": name, **asdict(setting), **spread(found[setting])}
             for name, setting in settings
         ]
 
@@ -285,16 +283,10 @@ def cost(rounds: int) -> list[dict[str, Any]]:
             call()
             if number:  # the first round warms up
                 runs[name].append(1000 * (time.perf_counter() - start))
-    return [{"what": name, "unit": "ms", **_spread(values)} for name, values in runs.items()]
+    return [{"what": name, "unit": "ms", **spread(values)} for name, values in runs.items()]
 
 
 # Report
-
-
-def _spread(values: list[float]) -> dict[str, Any]:
-    """Median first, then the extremes and every run."""
-    runs = [float(f"{value:.4g}") for value in values]
-    return {"median": statistics.median(runs), "low": min(runs), "high": max(runs), "runs": runs}
 
 
 def _table(records: list[dict[str, Any]]) -> str:
@@ -307,44 +299,33 @@ def _table(records: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _environment() -> dict[str, Any]:
-    git = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    cpu = [line for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
-    return {
-        "commit": git.stdout.strip() or None,
-        "cpu": cpu[0].split(":")[1].strip() if cpu else platform.processor() or None,
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-    }
-
-
-def _lines(path: str) -> list[str]:
-    file = Path(path)
-    return file.read_text().splitlines() if file.exists() else []
-
-
 def main() -> None:
     """Runs everything, prints tables, writes JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", type=Path, required=True, help="where to write the record")
+    parser.add_argument("--json", type=Path, help="where to write the record")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--rounds", type=int, default=7, help="of the timing")
+    parser.add_argument("--quick", action="store_true", help="a trial, under a minute; no file")
     args = parser.parse_args()
-    args.json.parent.mkdir(parents=True, exist_ok=True)
+    if args.quick:
+        args.seeds = args.steps = args.rounds = 1
+    elif args.json is None:
+        parser.error("--json says where the record goes; --quick needs none")
+    settings = {"seeds": args.seeds, "steps": args.steps, "rounds": args.rounds}
     with torch.inference_mode():
         record: dict[str, Any] = {
-            "settings": {k: v for k, v in vars(args).items() if k != "json"},
-            "environment": _environment(),
+            "settings": settings,
+            "environment": environment(),
             "cost": cost(args.rounds),
             "overlap": [overlap(args.steps, s) for s in (INPUT_NORM, "key norm, all heads")],
         }
         print(_table(record["cost"]), flush=True)
         for record["errors"] in errors(args.seeds, args.steps):
             print(f"{_table(record['errors'])}\n", flush=True)
-            args.json.write_text(json.dumps(record, indent=1) + "\n")
+            if not args.quick:
+                args.json.parent.mkdir(parents=True, exist_ok=True)
+                args.json.write_text(json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":

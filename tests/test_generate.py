@@ -20,6 +20,7 @@ from tokendown import (
     ConfigError,
     NothingPatchedError,
     PatchConfig,
+    captions,
     is_patched,
     pictures,
 )
@@ -442,8 +443,8 @@ def test_pictures_without_settings(tmp_path, kind):
 
 def test_captions_are_outside_the_picture():
     image = Image.new("RGB", (64, 32), "red")
-    captioned = pictures.with_strip(image, "random weights")
+    captioned = captions.with_strip(image, "random weights")
     assert numpy.array_equal(pixels(captioned)[:32], pixels(image))
     assert len(numpy.unique(pixels(captioned)[32:])) > 2  # letters
-    pair = pictures.side_by_side((image, "a"), (image, "a much longer text " * 3), ["foot"])
+    pair = captions.side_by_side((image, "a"), (image, "a much longer text " * 3), ["foot"])
     assert (pixels(pair) == (255, 0, 0)).all(axis=-1).sum() == 2 * 64 * 32

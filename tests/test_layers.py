@@ -23,11 +23,11 @@ LAYERS = [
     {"adapters/"},
     {"patch"},
     {"summary"},
-    {"models/", "quality"},
-    {"pictures", "request"},
+    {"models/", "quality/", "methods"},
+    {"pictures", "captions", "request"},
     {"sampling"},
     {"generate", "doctor"},
-    {"bench/"},
+    {"bench/", "sheets"},
     {"cli/"},
 ]
 ANYTHING = {"__init__", "__main__"}  # they only gather names

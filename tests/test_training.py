@@ -13,7 +13,18 @@ pytest.importorskip("diffusers")
 pytest.importorskip("PIL")
 pytest.importorskip("tokenizers")
 
-from training import captions, data, evaluate, export, model, sample, state, train
+from training import (
+    captions,
+    classifier,
+    data,
+    evaluate,
+    export,
+    judge,
+    model,
+    sample,
+    state,
+    train,
+)
 from training.config import CPU, GPU, Stage, TextConfig, UnetConfig
 from training.latents import Latents
 
@@ -194,7 +205,7 @@ def test_background_is_read_from_the_corners():
     rgb = torch.tensor([captions.PALETTE["teal"], captions.PALETTE["pink"]], dtype=torch.uint8)
     pixels = rgb[:, :, None, None].repeat(1, 1, 256, 256)
     pixels[:, :, 40:200, 40:200] = 0
-    assert evaluate.background(pixels) == ["teal", "pink"]
+    assert judge.background(pixels) == ["teal", "pink"]
 
 
 def test_latents_are_encoded_once(monkeypatch):
@@ -209,3 +220,171 @@ def test_latents_are_encoded_once(monkeypatch):
     monkeypatch.setattr(latents, "_encode", None)
     assert torch.equal(latents.batch([(0, "red")], 32)[0], first[1])
     assert first.shape == (2, 4, 32, 32)
+
+
+# Evaluation
+
+SHAPES = ("disc", "bar", "ring")
+
+
+class Shapes:
+    """Three pictures that a classifier can tell apart, as ``data.Pictures`` has them."""
+
+    def __init__(self):
+        y, x = torch.meshgrid(torch.arange(256) - 128, torch.arange(256) - 128, indexing="ij")
+        radius = (x**2 + y**2).sqrt()
+        masks = [radius < 90, (x.abs() < 30) & (y.abs() < 110), (radius > 70) & (radius < 115)]
+        self.rgba = torch.zeros(3, 4, 256, 256, dtype=torch.uint8)
+        for picture, mask in zip(self.rgba, masks, strict=True):
+            picture[0], picture[3] = 200, 255 * mask
+        self.files = [f"{name}.webp" for name in SHAPES]
+        self.index = {file: number for number, file in enumerate(self.files)}
+        self.concepts = [
+            captions.Concept((name,), category, "k", (captions.Variant(f"{name}.webp"),))
+            for name, category in zip(SHAPES, ("round", "straight", "round"), strict=True)
+        ]
+
+    def on(self, picture, colour):
+        return data.over(self.rgba[picture], torch.tensor(captions.PALETTE[colour]) / 255)
+
+
+@pytest.fixture(scope="module")
+def shapes():
+    return Shapes()
+
+
+class Names:
+    """Says of every picture what it is told to say, first, and the others after it."""
+
+    def __init__(self, *numbers):
+        self.numbers = numbers
+
+    def ranking(self, pixels):
+        return torch.tensor([sorted(range(3), key=lambda i: i != n) for n in self.numbers])
+
+
+def asked_of(shapes, *pairs):
+    phrasing = list(judge.PHRASINGS)
+    return [
+        (shapes.concepts[n], colour, phrasing[i % 2], "") for i, (n, colour) in enumerate(pairs)
+    ]
+
+
+def test_small_pictures_over_a_colour_are_the_large_ones_made_small(shapes):
+    small = classifier.shrink(shapes.rgba, 32)
+    rgb = torch.tensor([captions.PALETTE["teal"]]).expand(3, 3) / 255
+    large = torch.stack([shapes.on(i, "teal") for i in range(3)])
+    want = torch.nn.functional.avg_pool2d((large + 1) / 2, 8)
+    torch.testing.assert_close(classifier.lay_over(small, rgb), want, atol=1e-5, rtol=0)
+
+
+def test_distortions_are_never_alike_and_stay_in_range(shapes):
+    small = classifier.shrink(shapes.rgba, 64)[[0, 0, 1]]
+    x = classifier.augment(small, torch.Generator().manual_seed(0))
+    assert x.shape == (3, 3, 64, 64)
+    assert 0 <= x.min() < x.max() <= 1
+    assert (x[0] - x[1]).abs().mean() > 0.05
+    assert torch.equal(x, classifier.augment(small, torch.Generator().manual_seed(0)))
+
+
+def test_the_classifier_learns_and_is_kept(shapes, tmp_path, monkeypatch):
+    monkeypatch.setattr("training.config.CACHE", tmp_path)
+    monkeypatch.setattr(classifier, "STEPS", 40)
+    monkeypatch.setattr(classifier, "BATCH", 24)
+    found, measured = classifier.trained(TINY, shapes)
+    assert measured["right_on_training_pictures"] == 1
+    assert measured["right_on_new_distortions_of_them"] > 0.6
+    pixels = torch.stack([shapes.on(i, "pink") for i in (2, 0)])
+    pixels = ((pixels + 1) * 127.5).byte()
+    assert found.ranking(pixels)[:, 0].tolist() == [2, 0]
+    monkeypatch.setattr(classifier, "train", None)  # it would be called otherwise
+    again, _ = classifier.trained(TINY, shapes)
+    assert torch.equal(again.ranking(pixels), found.ranking(pixels))
+    shapes.concepts.append(shapes.concepts[0])
+    try:
+        with pytest.raises(TypeError):
+            classifier.trained(TINY, shapes)
+    finally:
+        shapes.concepts.pop()
+
+
+def test_judging_knows_right_from_wrong(shapes):
+    asked = asked_of(shapes, (0, "red"), (1, "blue"), (2, "teal"), (2, "pink"))
+    drawn = [(0, "red"), (1, "green"), (0, "teal"), (2, "pink")]
+    pixels = evaluate.training_pictures(shapes, drawn)
+    found = judge.judge(pixels, asked, shapes, Names(0, 1, 0, 2))
+    assert found["background"] == 0.75
+    assert found["subject"] == 0.75
+    assert found["subject_in_top_5"] == 1
+    assert found["category"] == 1  # a disc is as round as a ring
+    assert found["subject_and_background"] == 0.5
+    assert found["subject_seen_phrasing"] == 0.5
+    assert found["subject_unseen_phrasing"] == 1
+
+
+def test_memory_is_the_distance_to_the_nearest_training_picture(shapes):
+    pixels = evaluate.training_pictures(shapes, [(1, "red"), (2, "red")])
+    found = judge.distances(pixels, shapes, ["red", "blue"])
+    assert found.shape == (2, 3)
+    assert found[0].argmin() == 1
+    assert found[0, 1] < 0.003  # bytes are rounded
+    inside = torch.nn.functional.avg_pool2d(1 - shapes.rgba[2, 3:].float() / 255, 8)
+    apart = torch.tensor(captions.PALETTE["red"]) - torch.tensor(captions.PALETTE["blue"])
+    want = ((apart / 255).square().mean() * inside.square().mean()).sqrt()
+    assert found[1, 2].item() == pytest.approx(want.item(), abs=0.003)
+
+
+def test_questions_are_in_two_phrasings_one_of_them_new(shapes):
+    asked = judge.questions(shapes.concepts, 24, seed=0)
+    assert len(asked) == 24
+    assert {colour for _, colour, *_ in asked} == set(captions.COLOURS)
+    assert all([q[0] for q in asked].count(c) == 8 for c in shapes.concepts)
+    known = {
+        p.format(noun=c.nouns[0], colour=k, kind=c.kind)
+        for p in captions.PHRASES for c in shapes.concepts for k in captions.COLOURS
+    }  # fmt: skip
+    for _, _, phrasing, prompt in asked:
+        assert (prompt in known) is (phrasing == "seen phrasing")
+
+
+def test_switching_attention_off_is_silencing_its_output(tokenizer):
+    class Pipeline:
+        unet = model.build_unet(TINY).eval()
+
+    inputs = torch.randn(1, 4, 64, 64), torch.tensor([3]), torch.randn(1, 8, 16)
+    kept = {k: v.clone() for k, v in Pipeline.unet.state_dict().items()}
+    with torch.no_grad():
+        dense = Pipeline.unet(*inputs).sample
+        top = [Pipeline.unet.down_blocks[0], Pipeline.unet.up_blocks[3]]
+        for block in top:
+            for attention in block.attentions:
+                for part in attention.transformer_blocks:
+                    part.attn1.to_out[0].weight.zero_()
+                    part.attn1.to_out[0].bias.zero_()
+        silent = Pipeline.unet(*inputs).sample
+        Pipeline.unet.load_state_dict(kept)
+        assert evaluate.switch_off_top_attention(Pipeline) == 3
+        torch.testing.assert_close(Pipeline.unet(*inputs).sample, silent)
+    assert not torch.allclose(dense, silent)
+
+
+def test_fid_of_samples_beside_that_of_the_pictures_asked_for(shapes, tmp_path, monkeypatch):
+    monkeypatch.setattr("training.config.CACHE", tmp_path)
+    monkeypatch.setattr(evaluate, "REFERENCE", 12)
+    asked = asked_of(shapes, (0, "red"), (1, "blue"), (2, "teal"))
+    noise = torch.randint(0, 256, (3, 3, 256, 256), dtype=torch.uint8)
+    monkeypatch.setattr(evaluate, "INCEPTION", tmp_path / "none")
+    assert evaluate.fid(TINY, noise, asked, shapes) is None
+
+    def network(x, data_range):
+        small = torch.nn.functional.adaptive_avg_pool2d(x.float() / data_range, 4)
+        return small.flatten(1)
+
+    monkeypatch.setattr(evaluate, "INCEPTION", tmp_path)
+    monkeypatch.setattr(evaluate, "load_inception", lambda _: network)
+    found = evaluate.fid(TINY, noise, asked, shapes)
+    assert found["pictures"] == 3
+    assert found["reference_pictures"] == 12
+    assert found["samples"] > found["the_training_pictures_asked_for"]
+    monkeypatch.setattr(evaluate, "training_pictures", lambda _, pairs: noise[: len(pairs)])
+    assert evaluate.fid(TINY, noise, asked, shapes)["samples"] == found["samples"]  # from the cache

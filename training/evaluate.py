@@ -1,8 +1,10 @@
-"""Measure the exported folder: background colour, subject, memorisation, use of attention.
+"""Measure the exported folder: right subjects and backgrounds, FID, memory, use of attention.
 
-The classifier is the nearest training picture (mean square error at 32 x 32 over the asked-for
-background). It knows nothing of style, so that it answers both questions at once: is the picture
-nearest to what was asked for, and how near is it, that is, how much of it is memory?
+* **samples**: subject, background and memory, see ``judge.py``.
+* **FID** to the training pictures over random palette colours. Few pictures make it large, so the
+  same number of training pictures, those that were asked for, stand beside it: the FID that a model
+  without a fault would have.
+* **top attention off**: the same prompts and seeds with self-attention at 64 x 64 switched off.
 """
 
 from __future__ import annotations
@@ -16,15 +18,22 @@ from pathlib import Path
 import torch
 from diffusers import StableDiffusionPipeline
 from torch import Tensor
-from torch.nn import functional
 
-from .captions import COLOURS, PALETTE, Concept
-from .config import CONFIGS, Config
+from tokendown.quality import INCEPTION_FILE, Inception, frechet_distance, load_inception
+
+from .captions import COLOURS
+from .classifier import trained
+from .config import CACHE, CONFIGS, Config
 from .data import Pictures
 from .export import EVALUATION, TARGET
+from .judge import Question, between_training_pictures, judge, questions, spread
 from .sample import grid
+from .state import load, save
 
 RESULTS = EVALUATION.parent
+INCEPTION = CACHE.parent / "metrics" / INCEPTION_FILE
+REFERENCE = 240  # pictures that FID compares with
+WITHOUT = 4  # one picture in so many is drawn without top attention as well
 
 
 class NoAttention:
@@ -41,18 +50,6 @@ def switch_off_top_attention(pipeline: StableDiffusionPipeline) -> int:
     off = [k for k in processors if k.startswith(top) and ".attn1." in k]
     pipeline.unet.set_attn_processor(processors | dict.fromkeys(off, NoAttention()))
     return len(off)
-
-
-def questions(concepts: list[Concept], count: int, seed: int) -> list[tuple[Concept, str, str]]:
-    """(concept, colour, prompt): different concepts, every colour about equally often."""
-    rng = random.Random(seed)
-    chosen = rng.sample(concepts, count)
-    colours = (list(COLOURS) * (count // len(COLOURS) + 1))[:count]
-    rng.shuffle(colours)
-    return [
-        (c, colour, f"{c.nouns[0]} on a {colour} background")
-        for c, colour in zip(chosen, colours, strict=True)
-    ]
 
 
 def draw(pipeline, prompts: list[str], steps: int, guidance: float, batch: int = 4) -> Tensor:
@@ -72,88 +69,88 @@ def draw(pipeline, prompts: list[str], steps: int, guidance: float, batch: int =
     return torch.cat(pictures)
 
 
-def background(pixels: Tensor) -> list[str]:
-    """Name of the palette colour nearest to the median of the four corners (16 x 16 each)."""
-    corners = [pixels[..., y, x] for y in (slice(16), slice(-16, None))
-               for x in (slice(16), slice(-16, None))]  # fmt: skip
-    rgb = torch.cat([c.flatten(2) for c in corners], dim=2).float().median(dim=2).values
-    table = torch.tensor(list(PALETTE.values())).float()
-    return [COLOURS[i] for i in torch.cdist(rgb, table).argmin(dim=1)]
+# FID
 
 
-def neighbours(image: Tensor, pictures: Pictures, colour: str) -> Tensor:
-    """Root mean square distance in [0, 1] units from one picture to every training picture."""
-    train = torch.stack([pictures.on(i, colour) for i in range(len(pictures.files))])
-    train = functional.avg_pool2d((train + 1) / 2, 8)
-    image = functional.avg_pool2d(image[None].float() / 255, 8)
-    return (train - image).square().mean(dim=(1, 2, 3)).sqrt()
+def training_pictures(pictures: Pictures, pairs: list[tuple[int, str]]) -> Tensor:
+    """Pixels uint8 [n, 3, 256, 256] of (picture, colour) pairs."""
+    images = torch.stack([pictures.on(*pair) for pair in pairs])
+    return ((images + 1) * 127.5).round().byte()
 
 
-def judge(pixels: Tensor, asked: list[tuple[Concept, str, str]], pictures: Pictures) -> dict:
-    """Shares of pictures with the right background, category and concept, and how near."""
-    owner = [c for c in pictures.concepts for _ in c.variants]
-    right = {"background": 0, "category": 0, "concept": 0, "concept_in_top_5": 0}
-    nearest, own = [], []
-    for image, seen, (concept, colour, _) in zip(pixels, background(pixels), asked, strict=True):
-        distance = neighbours(image, pictures, colour)
-        order = [owner[i] for i in distance.argsort()[:5]]
-        right["background"] += seen == colour
-        right["category"] += order[0].category == concept.category
-        right["concept"] += order[0] == concept
-        right["concept_in_top_5"] += concept in order
-        nearest.append(distance.min().item())
-        own.append(distance[[c == concept for c in owner]].min().item())
-    shares = {k: round(v / len(asked), 3) for k, v in right.items()}
-    return shares | {
-        "distance_to_nearest_training_picture": _spread(nearest),
-        "distance_to_training_picture_of_the_concept": _spread(own),
+def reference_features(config: Config, pictures: Pictures, network: Inception) -> Tensor:
+    """Features of training pictures over random colours, [REFERENCE, 2048]; from the cache."""
+    tensors, meta = load(config.folder / "inception")
+    if meta.get("files") == pictures.files and len(tensors["features"]) == REFERENCE:
+        return tensors["features"]
+    rng = random.Random(0)
+    order = [i for _ in range(REFERENCE // len(pictures.files) + 1)
+             for i in rng.sample(range(len(pictures.files)), len(pictures.files))]  # fmt: skip
+    pairs = [(i, rng.choice(COLOURS)) for i in order[:REFERENCE]]
+    features = network(training_pictures(pictures, pairs), data_range=255)
+    save(config.folder / "inception", {"features": features}, {"files": pictures.files})
+    return features
+
+
+def fid(config: Config, pixels: Tensor, asked: list[Question], pictures: Pictures) -> dict | None:
+    """FID of the samples, and of the training pictures that were asked for; None if not fetched."""
+    if not INCEPTION.exists():
+        print("no FID: python scripts/fetch_metrics.py fetches its network")
+        return None
+    network = load_inception(INCEPTION)
+    reference = reference_features(config, pictures, network)
+    perfect = [(pictures.index[c.variants[0].file], colour) for c, colour, *_ in asked]
+    values = {
+        "samples": network(pixels, data_range=255),
+        "the_training_pictures_asked_for": network(
+            training_pictures(pictures, perfect), data_range=255
+        ),
     }
-
-
-def between_training_pictures(pictures: Pictures) -> dict:
-    """The same distance from each training picture to the nearest other one, as a yardstick."""
-    train = torch.stack([pictures.on(i, "gray") for i in range(len(pictures.files))])
-    flat = functional.avg_pool2d((train + 1) / 2, 8).flatten(1)
-    distance = torch.cdist(flat, flat) / flat.shape[1] ** 0.5
-    return _spread(distance.fill_diagonal_(9).min(dim=1).values.tolist())
-
-
-def _spread(values: list[float]) -> dict[str, float]:
-    tenth, half, most = torch.tensor(values).quantile(torch.tensor([0.1, 0.5, 0.9])).tolist()
-    return {"p10": round(tenth, 4), "median": round(half, 4), "p90": round(most, 4)}
+    scores = {name: round(frechet_distance(x, reference), 1) for name, x in values.items()}
+    return scores | {"pictures": len(pixels), "reference_pictures": len(reference)}
 
 
 def evaluate(config: Config, folder: Path, count: int, steps: int, guidance: float) -> dict:
-    """Draws `count` prompts with attention and a third of them without, and writes the results."""
+    """Draws `count` prompts with attention and a quarter of them without, and judges them."""
     RESULTS.mkdir(exist_ok=True)
+    began = time.time()
     pictures = Pictures(config.everything)
+    classifier, classified = trained(config, pictures)
     asked = questions(pictures.concepts, count, seed=1)
     pipeline = StableDiffusionPipeline.from_pretrained(folder)
+    pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
     pipeline.set_progress_bar_config(disable=True)
     prompts = [prompt for *_, prompt in asked]
     start = time.time()
     pixels = draw(pipeline, prompts, steps, guidance)
     seconds = (time.time() - start) / count
     grid(pixels[:, :, ::2, ::2], 8).save(RESULTS / "evaluation.png")
-    third = max(4, count // 3)
+    some = max(2, count // WITHOUT)
     layers = switch_off_top_attention(pipeline)
-    without = draw(pipeline, prompts[:third], steps, guidance)
-    grid(torch.cat([pixels[:8, :, ::2, ::2], without[:8, :, ::2, ::2]]), 8).save(
-        RESULTS / "attention_off.png"
-    )
-    return {
+    without = draw(pipeline, prompts[:some], steps, guidance)
+    both = torch.cat([pixels[:some], without])[:, :, ::2, ::2]
+    grid(both, some).save(RESULTS / "attention_off.png")
+    change = (pixels[:some].float() - without.float()).square().mean(dim=(1, 2, 3)).sqrt() / 255
+    found = {
         "config": config.name,
         "pictures": count,
         "steps": steps,
         "guidance": guidance,
         "seconds_a_picture": round(seconds, 1),
-        "samples": judge(pixels, asked, pictures),
-        "samples_compared_with_no_attention": judge(pixels[:third], asked[:third], pictures),
-        "samples_without_top_attention": judge(without, asked[:third], pictures),
-        "layers_switched_off": layers,
+        "samples": judge(pixels, asked, pictures, classifier),
+        "fid": fid(config, pixels, asked, pictures),
+        "classifier": classified,
         "distance_between_training_pictures": between_training_pictures(pictures),
+        "top_attention_off": {
+            "layers": layers,
+            "pictures": some,
+            "with": judge(pixels[:some], asked[:some], pictures, classifier),
+            "without": judge(without, asked[:some], pictures, classifier),
+            "root_mean_square_change": spread(change.tolist()),
+        },
         "prompts": prompts,
     }
+    return found | {"seconds_in_all": round(time.time() - began, 1)}
 
 
 if __name__ == "__main__":

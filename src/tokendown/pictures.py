@@ -1,7 +1,8 @@
-"""PNG files that carry their settings, written whole or not at all; captions and side by side."""
+"""PNG files that carry their settings, and JSON files beside them, whole or not at all."""
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -10,15 +11,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
+import numpy
+import torch
+from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
+from torch import Tensor
 
 from ._errors import GenerateError, LoadError
 
 CHUNK = "tokendown"
-
-_INK, _PAPER = (235, 235, 235), (24, 24, 27)
-_GAP = 8  # pixels between two pictures
 
 
 # Files
@@ -46,7 +47,10 @@ def stem_for(prompt: str, seed: int) -> str:
 
 
 def save(
-    folder: Path, stem: str, parts: Mapping[str, tuple[Image.Image, Mapping[str, Any]]]
+    folder: Path,
+    stem: str,
+    parts: Mapping[str, tuple[Image.Image, Mapping[str, Any]]],
+    record: Mapping[str, Any] | None = None,
 ) -> list[Path]:
     """Writes PNG files side by side: all of them, whole, under new names, or none.
 
@@ -54,22 +58,26 @@ def save(
         folder: made if it is not there.
         stem: of the names; a number is added where a name is taken.
         parts: suffix of the name to picture and settings, which must be JSON types.
+        record: JSON types for a file ``stem.json`` among them, or None.
 
     Returns:
-        The files, in the order of ``parts``.
+        The files, in the order of ``parts``, the record last.
 
     Raises:
         GenerateError: the disk is full, the folder cannot be written, ...
     """
+    contents = {f"{suffix}.png": _png(*part) for suffix, part in parts.items()}
+    if record is not None:
+        contents[".json"] = (json.dumps(record, indent=2, allow_nan=False) + "\n").encode()
     drafts: list[str] = []
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for image, settings in parts.values():
+        for content in contents.values():
             handle, draft = tempfile.mkstemp(dir=folder, prefix=".tokendown-", suffix=".tmp")
             drafts.append(draft)
             with os.fdopen(handle, "wb") as file:
-                image.save(file, format="PNG", pnginfo=_info(settings))
-        return _publish(folder, stem, dict(zip(parts, drafts, strict=True)))
+                file.write(content)
+        return _publish(folder, stem, dict(zip(contents, drafts, strict=True)))
     except OSError as error:
         reason = error.strerror or str(error)
         raise GenerateError(f"cannot write to {folder}: {reason}; nothing was saved") from error
@@ -102,10 +110,18 @@ def read_settings(path: Path) -> dict[str, Any]:
     return settings
 
 
-def _info(settings: Mapping[str, Any]) -> PngInfo:
+def as_tensor(image: Image.Image) -> Tensor:
+    """[1, 3, H, W] in [0, 1], float64."""
+    pixels = torch.from_numpy(numpy.array(image.convert("RGB")))
+    return pixels.permute(2, 0, 1)[None].double() / 255.0
+
+
+def _png(image: Image.Image, settings: Mapping[str, Any]) -> bytes:
     info = PngInfo()
     info.add_text(CHUNK, json.dumps(settings))
-    return info
+    file = io.BytesIO()
+    image.save(file, format="PNG", pnginfo=info)
+    return file.getvalue()
 
 
 def _publish(folder: Path, stem: str, drafts: Mapping[str, str]) -> list[Path]:
@@ -113,7 +129,7 @@ def _publish(folder: Path, stem: str, drafts: Mapping[str, str]) -> list[Path]:
     number = 1
     while True:
         tail = "" if number == 1 else f"-{number}"
-        names = [folder / f"{stem}{tail}{suffix}.png" for suffix in drafts]
+        names = [folder / f"{stem}{tail}{suffix}" for suffix in drafts]
         done: list[Path] = []
         try:
             for draft, name in zip(drafts.values(), names, strict=True):
@@ -144,66 +160,3 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
-
-
-# Captions
-
-
-def with_strip(image: Image.Image, text: str) -> Image.Image:
-    """The picture with a strip of text under it."""
-    return _stack([image.convert("RGB"), _strip(image.width, [text])])
-
-
-def side_by_side(
-    left: tuple[Image.Image, str], right: tuple[Image.Image, str], foot: list[str]
-) -> Image.Image:
-    """Two pictures of one size, each under its caption, and lines of text below.
-
-    Args:
-        left: picture and caption.
-        right: likewise.
-        foot: lines; a long one is wrapped.
-    """
-    columns = [
-        _stack([_strip(image.width, [text]), image.convert("RGB")]) for image, text in (left, right)
-    ]
-    height = max(column.height for column in columns)
-    pair = Image.new("RGB", (sum(c.width for c in columns) + _GAP, height), _PAPER)
-    x = 0
-    for column in columns:  # pictures end on one line, however long the captions are
-        pair.paste(column, (x, height - column.height))
-        x += column.width + _GAP
-    return _stack([pair, _strip(pair.width, foot)])
-
-
-def _stack(rows: list[Image.Image]) -> Image.Image:
-    sheet = Image.new("RGB", (max(r.width for r in rows), sum(r.height for r in rows)), _PAPER)
-    y = 0
-    for row in rows:
-        sheet.paste(row, (0, y))
-        y += row.height
-    return sheet
-
-
-def _strip(width: int, lines: list[str]) -> Image.Image:
-    size = max(12, min(20, width // 26))
-    font = ImageFont.load_default(size)
-    margin, pitch = size // 2, round(size * 1.4)
-    wrapped = [part for line in lines for part in _wrap(line, font, width - 2 * margin)]
-    strip = Image.new("RGB", (width, margin * 2 + pitch * len(wrapped)), _PAPER)
-    draw = ImageDraw.Draw(strip)
-    for index, line in enumerate(wrapped):
-        draw.text((margin, margin + index * pitch), line, font=font, fill=_INK)
-    return strip
-
-
-def _wrap(line: str, font: Any, width: int) -> list[str]:
-    """Words to lines that fit; the default font has Latin letters only."""
-    rows, row = [], ""
-    for word in line.encode("latin-1", "replace").decode("latin-1").split():
-        longer = f"{row} {word}".strip()
-        if row and font.getlength(longer) > width:
-            rows.append(row)
-            longer = word
-        row = longer
-    return [*rows, row]

@@ -10,6 +10,7 @@ import typer
 from .bench import bench
 from .doctor import doctor
 from .generate import generate
+from .sheet import compare
 from .summary import summary
 
 app = typer.Typer(
@@ -19,6 +20,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(generate)
+app.command()(compare)
 app.command()(summary)
 app.command()(bench)
 app.command()(doctor)

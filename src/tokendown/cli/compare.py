@@ -7,14 +7,10 @@ import math
 from pathlib import Path
 from typing import Any
 
-import numpy
-import torch
-from PIL import Image
 from rich.table import Table
-from torch import Tensor
 
+from .. import captions, pictures, quality
 from .. import generate as gen
-from .. import pictures, quality
 from ..summary import Summary
 from .output import out
 
@@ -35,7 +31,7 @@ def save_comparison(
     """
     numbers = measure(result)
     settings = [gen.describe(pipe, picture) for picture in (result.dense, result.patched)]
-    sheet = pictures.side_by_side(
+    sheet = captions.side_by_side(
         (finish(result.dense.image), f"dense: {result.dense.seconds:.1f} s"),
         (finish(result.patched.image), f"{_patch_name(result)}: {result.patched.seconds:.1f} s"),
         _foot(result, numbers),
@@ -56,7 +52,7 @@ def save_comparison(
 
 def measure(result: gen.Comparison) -> dict[str, Any]:
     """Seconds, speed-ups, keys and distances, as JSON types; PSNR is null for equal pictures."""
-    dense, patched = (as_tensor(p.image) for p in (result.dense, result.patched))
+    dense, patched = (pictures.as_tensor(p.image) for p in (result.dense, result.patched))
     decibels = float(quality.psnr(patched, dense))
     return {
         "seed": result.patched.request.seed,
@@ -100,12 +96,6 @@ def keys_text(summary: Summary) -> str:
         f"{e['before']} -> {e['after']} keys in {e['layers']} layer{'s' * (e['layers'] > 1)}"
         for e in changed
     )
-
-
-def as_tensor(image: Image.Image) -> Tensor:
-    """[1, 3, H, W] in [0, 1]."""
-    pixels = torch.from_numpy(numpy.array(image.convert("RGB")))
-    return pixels.permute(2, 0, 1)[None].double() / 255.0
 
 
 def print_comparison(result: gen.Comparison, numbers: dict[str, Any]) -> None:

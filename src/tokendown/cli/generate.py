@@ -12,8 +12,8 @@ import torch
 import typer
 from PIL import Image
 
+from .. import captions, pictures
 from .. import generate as gen
-from .. import pictures
 from .._errors import ConfigError
 from ..models import builtin
 from ..models.loading import fingerprint
@@ -213,7 +213,7 @@ class _Job:
                 out().print(str(path), markup=False, soft_wrap=True)
 
     def finish(self, image: Image.Image) -> Image.Image:
-        return pictures.with_strip(image, "random weights") if self.random else image
+        return captions.with_strip(image, "random weights") if self.random else image
 
     def note(self, picture: gen.Picture) -> None:
         if picture.note:

@@ -1,0 +1,224 @@
+"""``tokendown compare``: a contact sheet of prompts and methods, and every number as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich import box
+from rich.table import Table
+
+from .. import captions, pictures, quality, sheets
+from .. import generate as gen
+from .._errors import ConfigError
+from ..methods import DENSE, Method, parse_method
+from ..models import builtin
+from ..summary import Summary
+from . import options as opt
+from .generate import is_random
+from .output import loading, out, politely, print_json, steps_bar, warn
+
+_DEFAULT = ("paper", "auto")
+_PLAIN = ("negative_prompt", "model", "base", "lora", "steps", "guidance", "device", "dtype")
+
+
+Prompts = Annotated[list[str] | None, typer.Argument(help="What to show; several.")]
+PromptFile = Annotated[
+    Path | None, typer.Option("--prompts", metavar="FILE", help="One prompt a line.")
+]
+Methods = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--method", metavar="METHOD",
+        help="paper, auto, factor=2,anchors=0, factor=1:4+2:2, auto,budget=4096, "
+        "factor=2,method=mean, tomesd=0.75, ... Several. Default: paper and auto.",
+    ),
+]  # fmt: skip
+Negative = Annotated[str | None, typer.Option("--negative-prompt", "-n", help="What not to show.")]
+Base = Annotated[str | None, typer.Option(help="Configuration of a .safetensors MODEL.")]
+Lora = Annotated[str | None, typer.Option(help=".safetensors file or Hub id.")]
+Steps = Annotated[int | None, typer.Option(help="Default: the pipeline's own.")]
+Guidance = Annotated[float | None, typer.Option(help="Default: the pipeline's own.")]
+Seed = Annotated[int, typer.Option(help="The first seed of each prompt.")]
+Count = Annotated[int, typer.Option(min=1, help="Seeds a prompt.")]
+Device = Annotated[str | None, typer.Option(help="Default: the first that works.")]
+Dtype = Annotated[str | None, typer.Option(help="Default: float32 on cpu, else float16.")]
+Weights = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="LPIPS weights; scripts/fetch_metrics.py makes them."),
+]
+Limit = Annotated[
+    int, typer.Option("--cell", min=64, help="Most pixels of a picture's side on the sheet.")
+]
+Keep = Annotated[bool, typer.Option("--keep", help="Save every picture as well.")]
+Folder = Annotated[Path, typer.Option("--out", help="Folder for the files.")]
+
+
+def compare(
+    ctx: typer.Context,
+    prompts: Prompts = None,
+    prompt_file: PromptFile = None,
+    method: Methods = None,
+    negative_prompt: Negative = None,
+    model: opt.Model = None,
+    base: Base = None,
+    lora: Lora = None,
+    size: opt.Size = None,
+    steps: Steps = None,
+    guidance: Guidance = None,
+    seed: Seed = 0,
+    count: Count = 1,
+    device: Device = None,
+    dtype: Dtype = None,
+    lpips: Weights = None,
+    limit: Limit = 384,
+    keep: Keep = False,
+    out_folder: Folder = Path("out"),
+    as_json: opt.Json = False,
+) -> None:
+    """Compare methods on prompts from the same seeds: a contact sheet, and numbers as JSON."""
+    with politely(as_json):
+        pictures.check_folder(out_folder)
+        methods = [parse_method(text) for text in method or _DEFAULT]
+        requests = read_requests(ctx.params, read_prompts(prompts, prompt_file))
+        weights = None if lpips is None else quality.load_lpips(lpips)
+        pipe, rows, record = _draw(requests, methods, weights)
+        files = _save(pipe, out_folder, rows, record, limit, keep)
+        if as_json:
+            print_json({**record, "paths": [str(path) for path in files]})
+        else:
+            _print(record, files)
+
+
+def _draw(
+    requests: list[gen.Request], methods: list[Method], lpips: quality.Lpips | None
+) -> tuple[Any, list[sheets.Row], dict[str, Any]]:
+    """The pipeline, the rows, and their record."""
+    with loading(requests[0].model):
+        pipe, filled = gen.open_pipeline(requests[0])
+        plans = sheets.plan(pipe, filled, methods)
+    requests = [replace(filled, prompt=one.prompt, seed=one.seed) for one in requests]
+    notes = remarks(filled, plans)
+    for note in notes:
+        warn(note)
+    with steps_bar(f"{len(requests) * len(plans)} pictures") as advance:
+        made = sheets.make_rows(pipe, requests, list(plans), lpips=lpips, progress=advance)
+        rows = list(made)
+    notes += [p.note for row in rows for p in row.pictures.values() if p.note]
+    return pipe, rows, sheets.record(pipe, plans, rows, notes)
+
+
+def read_prompts(given: Sequence[str] | None, file: Path | None) -> list[str]:
+    """The prompts of the command line, then those of the file.
+
+    Raises:
+        ConfigError: there is none, or the file cannot be read.
+    """
+    prompts = list(given or ())
+    if file is not None:
+        try:
+            lines = file.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"cannot read prompts from {file}") from error
+        prompts += [line.strip() for line in lines if line.strip()]
+    if not prompts:
+        raise ConfigError('expected a prompt, such as: tokendown compare "a red heart" "a dog"')
+    return prompts
+
+
+def read_requests(given: Mapping[str, Any], prompts: Sequence[str]) -> list[gen.Request]:
+    """One for each prompt and seed.
+
+    Raises:
+        ConfigError: an option is wrong.
+    """
+    options = {name: given[name] for name in _PLAIN if given[name] is not None}
+    width, height = opt.parse_size(given["size"])
+    return [
+        gen.Request(prompt, width=width, height=height, seed=seed, config=None, **options)
+        for prompt in prompts
+        for seed in range(given["seed"], given["seed"] + given["count"])
+    ]
+
+
+def remarks(request: gen.Request, plans: Mapping[Method, Summary | None]) -> list[str]:
+    """What the user should know before waiting."""
+    notes = [builtin.RANDOM_WARNING] if is_random(request) else []
+    for method, plan in plans.items():
+        if method.config is not None and plan is not None and not plan.changes_anything:
+            notes.append(
+                f"{method.name} changes nothing at {request.width}x{request.height}: "
+                "its pictures are the dense ones"
+            )
+    return notes
+
+
+def _save(
+    pipe: Any,
+    folder: Path,
+    rows: list[sheets.Row],
+    record: dict[str, Any],
+    limit: int,
+    keep: bool,
+) -> list[Path]:
+    """The sheet, the record, and with ``keep`` every picture: all of them or none."""
+    first = rows[0].request
+    foot = [
+        f"{first.width} x {first.height}, steps: {first.steps}, guidance: {first.guidance}, "
+        f"{first.dtype} on {first.device}; distances are to the dense picture",
+        *record["notes"],
+    ]
+    settings = {key: record[key] for key in ("kind", "weights", "versions")}
+    parts = {"-sheet": (sheets.contact_sheet(rows, foot, limit), settings)}
+    if keep:
+        for number, row in enumerate(rows):
+            for method, picture in row.pictures.items():
+                image = picture.image
+                if is_random(first):
+                    image = captions.with_strip(image, "random weights")
+                suffix = f"-{number}-{pictures.stem_for(method.name, row.request.seed)}"
+                described = {**gen.describe(pipe, picture), "method": method.to_dict()}
+                parts[suffix] = (image, described)
+    return pictures.save(folder, "compare", parts, record)
+
+
+_COLUMNS = {
+    "mse": ("MSE", "{:.1e}"),
+    "psnr_db": ("PSNR, dB", "{:.1f}"),
+    "ssim": ("SSIM", "{:.3f}"),
+    "ms_ssim": ("MS-SSIM", "{:.3f}"),
+    "lpips": ("LPIPS", "{:.3f}"),
+    "hpf": ("HPF", "{:.4f}"),
+}
+
+
+def _print(record: dict[str, Any], files: list[Path]) -> None:
+    count = len(record["rows"])
+    title = f"{count} picture{'s' * (count > 1)} a method; means, against dense"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    known = [c for c in _COLUMNS if any(m["means"][c] is not None for m in record["methods"])]
+    table.add_column("method", no_wrap=True)
+    for column in known:
+        table.add_column(_COLUMNS[column][0], justify="right", no_wrap=True)
+    table.add_column("predicted speed-up", justify="right")
+    for entry in record["methods"]:
+        speedup = entry["predicted_speedup"]
+        table.add_row(
+            entry["name"],
+            *(_number(entry, column) for column in known),
+            "" if speedup is None else f"{speedup:.2f}",
+        )
+    console = out()
+    console.print(table)
+    for path in files:
+        console.print(str(path), markup=False, soft_wrap=True)
+
+
+def _number(entry: dict[str, Any], column: str) -> str:
+    value = entry["means"][column]
+    if value is None or (entry["name"] == DENSE.name and column != "hpf"):
+        return ""
+    return _COLUMNS[column][1].format(value)

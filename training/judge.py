@@ -1,0 +1,112 @@
+"""What was asked for and what was drawn: subject, background, and how much of it is memory.
+
+* **subject**: what ``classifier.py`` says, which was trained apart from the model.
+* **background**: the palette colour nearest to the corners.
+* **distance** to the nearest training picture over the asked-for background, root mean square at
+  32 x 32: how much of a picture is memory.
+"""
+
+from __future__ import annotations
+
+import random
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from .captions import COLOURS, PALETTE, Concept
+from .classifier import Classifier, lay_over, shrink
+from .data import Pictures
+
+# The first was in training, the second was not.
+PHRASINGS = {
+    "seen phrasing": "{noun} on a {colour} background",
+    "unseen phrasing": "{colour} background, a {noun}",
+}
+
+Question = tuple[Concept, str, str, str]
+"""Concept, colour, phrasing (a key of PHRASINGS), prompt."""
+
+
+def questions(concepts: list[Concept], count: int, seed: int) -> list[Question]:
+    """Every concept and colour about equally often, in both phrasings by turns."""
+    rng = random.Random(seed)
+    chosen = [
+        c for _ in range(count // len(concepts) + 1) for c in rng.sample(concepts, len(concepts))
+    ]
+    colours = (list(COLOURS) * (count // len(COLOURS) + 1))[:count]
+    rng.shuffle(colours)
+    asked = []
+    for number, (concept, colour) in enumerate(zip(chosen, colours, strict=False)):
+        phrasing = list(PHRASINGS)[number % 2]
+        prompt = PHRASINGS[phrasing].format(noun=concept.nouns[0], colour=colour)
+        asked.append((concept, colour, phrasing, prompt))
+    return asked
+
+
+def background(pixels: Tensor) -> list[str]:
+    """Name of the palette colour nearest to the median of the four corners (16 x 16 each)."""
+    corners = [pixels[..., y, x] for y in (slice(16), slice(-16, None))
+               for x in (slice(16), slice(-16, None))]  # fmt: skip
+    rgb = torch.cat([c.flatten(2) for c in corners], dim=2).float().median(dim=2).values
+    table = torch.tensor(list(PALETTE.values())).float()
+    return [COLOURS[i] for i in torch.cdist(rgb, table).argmin(dim=1)]
+
+
+def distances(pixels: Tensor, pictures: Pictures, colours: list[str]) -> Tensor:
+    """From each picture to every training picture over its colour, [n, training pictures]."""
+    train = shrink(pictures.rgba, 32)
+    small = functional.adaptive_avg_pool2d(pixels.float() / 255, 32)
+    rows = []
+    for image, colour in zip(small, colours, strict=True):
+        rgb = (torch.tensor(PALETTE[colour]) / 255).expand(len(train), 3)
+        rows.append((lay_over(train, rgb) - image).square().mean(dim=(1, 2, 3)).sqrt())
+    return torch.stack(rows)
+
+
+def judge(
+    pixels: Tensor, asked: list[Question], pictures: Pictures, classifier: Classifier
+) -> dict:
+    """Shares of pictures that are what was asked for, and how near they are to training ones."""
+    colours = [colour for _, colour, *_ in asked]
+    concepts = pictures.concepts
+    named = [[concepts[i] for i in row] for row in classifier.ranking(pixels)[:, :5].tolist()]
+    marks: dict[str, list[bool]] = {
+        "background": [a == b for a, b in zip(background(pixels), colours, strict=True)],
+        "subject": [names[0] == q[0] for names, q in zip(named, asked, strict=True)],
+        "subject_in_top_5": [q[0] in names for names, q in zip(named, asked, strict=True)],
+        "category": [n[0].category == q[0].category for n, q in zip(named, asked, strict=True)],
+    }
+    marks["subject_and_background"] = [
+        a and b for a, b in zip(marks["subject"], marks["background"], strict=True)
+    ]
+    shares = {name: _share(values) for name, values in marks.items()}
+    for phrasing in PHRASINGS:
+        some = [m for m, q in zip(marks["subject"], asked, strict=True) if q[2] == phrasing]
+        shares[f"subject_{phrasing.replace(' ', '_')}"] = _share(some)
+    found = distances(pixels, pictures, colours)
+    owner = [concept for concept in concepts for _ in concept.variants]
+    own = [
+        row[[c == q[0] for c in owner]].min().item() for row, q in zip(found, asked, strict=True)
+    ]
+    return shares | {
+        "distance_to_nearest_training_picture": spread(found.min(dim=1).values.tolist()),
+        "distance_to_training_picture_of_the_subject": spread(own),
+    }
+
+
+def between_training_pictures(pictures: Pictures) -> dict:
+    """The same distance from each training picture to the nearest other one, as a yardstick."""
+    gray = torch.full((len(pictures.rgba), 3), 0.55)
+    flat = lay_over(shrink(pictures.rgba, 32), gray).flatten(1)
+    distance = torch.cdist(flat, flat) / flat.shape[1] ** 0.5
+    return spread(distance.fill_diagonal_(9).min(dim=1).values.tolist())
+
+
+def _share(marks: list[bool]) -> float | None:
+    return round(sum(marks) / len(marks), 3) if marks else None
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    tenth, half, most = torch.tensor(values).quantile(torch.tensor([0.1, 0.5, 0.9])).tolist()
+    return {"p10": round(tenth, 4), "median": round(half, 4), "p90": round(most, 4)}
