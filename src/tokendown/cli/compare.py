@@ -16,6 +16,7 @@ from torch import Tensor
 from .. import generate as gen
 from .. import pictures, quality
 from ..summary import Summary
+from ..tuned import TunedPlan
 from .output import out
 
 
@@ -135,6 +136,8 @@ def _patch_name(result: gen.Comparison) -> str:
     factors = sorted({layer.factor for layer in result.summary.layers if layer.factor > 1})
     if not factors:
         return "patched (changes nothing at this size)"
+    if isinstance(config, TunedPlan):
+        return f"tuned plan, factors {', '.join(map(str, factors))}"
     return f"factor {' and '.join(map(str, factors))}, {config.anchors} anchors"
 
 
