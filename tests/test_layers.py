@@ -27,7 +27,7 @@ LAYERS = [
     {"models/", "quality"},
     {"pictures", "request"},
     {"sampling"},
-    {"generate", "doctor"},
+    {"generate", "doctor", "analyze/"},
     {"cli/"},
 ]
 ANYTHING = {"__init__", "__main__"}  # they only gather names

@@ -107,7 +107,7 @@ def make_plan(model: nn.Module, config: Options | None) -> Plan:
     plan = Plan(config or PatchConfig(), [])
     taken: set[str] = set()
     for site in find_sites(model):
-        for name, _, attention in _self_attention(site):
+        for name, _, attention in self_attention(site):
             taken.add(name)
             plan.layers.append(
                 Layer(
@@ -129,7 +129,7 @@ def install(model: nn.Module, plan: Plan) -> None:
     """Puts a plan to work on the denoiser it was made for."""
     layers = {layer.name: layer for layer in plan.layers}
     for site in find_sites(model):
-        attentions = [(layers[name], norm, module) for name, norm, module in _self_attention(site)]
+        attentions = [(layers[name], norm, module) for name, norm, module in self_attention(site)]
         reader = GridReader(plan, [layer for layer, _, _ in attentions], site.patch_size)
         site.flattens.register_forward_pre_hook(reader, with_kwargs=True)
         for layer, norm, attention in attentions:
@@ -162,7 +162,7 @@ def installed_plan(model: nn.Module) -> Plan | None:
     return None
 
 
-def _self_attention(site: Site) -> Iterator[tuple[str, nn.Module, Any]]:
+def self_attention(site: Site) -> Iterator[tuple[str, nn.Module, Any]]:
     """Name, the norm before it, and the module."""
     for name, block in site.blocks:
         if not getattr(block, "only_cross_attention", False):

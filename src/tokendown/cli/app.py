@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from .analyze import analyze
 from .doctor import doctor
 from .generate import generate
 from .summary import summary
@@ -19,6 +20,7 @@ app = typer.Typer(
 )
 app.command()(generate)
 app.command()(summary)
+app.command()(analyze)
 app.command()(doctor)
 
 

@@ -105,6 +105,22 @@ def parse_factor(text: str) -> int | dict[int, int]:
     return {int(pair[1]): int(pair[2]) for pair in pairs if pair}
 
 
+def parse_numbers(text: str | None, default: tuple[int, ...], least: int) -> tuple[int, ...]:
+    """``"2,4"`` to (2, 4).
+
+    Raises:
+        ConfigError: it reads otherwise, or a number is smaller than ``least``.
+    """
+    if text is None:
+        return default
+    if not re.fullmatch(r"\s*\d+(\s*,\s*\d+)*\s*", text):
+        raise ConfigError(f"expected numbers such as 2,4, got {text!r}")
+    numbers = tuple(int(part) for part in text.split(","))
+    if min(numbers) < least:
+        raise ConfigError(f"expected numbers of at least {least}, got {text!r}")
+    return numbers
+
+
 def patch_given(given: Mapping[str, Any]) -> bool:
     """Whether a command was told anything about the patch."""
     names = ("plan", *PATCH_OPTIONS)
