@@ -28,6 +28,7 @@ LAYERS = [
     {"pictures", "request"},
     {"sampling"},
     {"generate", "doctor", "analyze/"},
+    {"tune/"},
     {"cli/"},
 ]
 ANYTHING = {"__init__", "__main__"}  # they only gather names

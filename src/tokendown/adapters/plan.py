@@ -174,20 +174,23 @@ def assign_rules(plan: Plan, classes: list[str]) -> None:
 def _follow_tuned(plan: Plan, tuned: TunedPlan, classes: list[str]) -> None:
     here = {layer.name: (layer.channels, layer.heads) for layer in plan.layers}
     there = {choice.name: (choice.channels, choice.heads) for choice in tuned.layers}
-    if tuned.model not in classes or here != there:
-        different = sorted(set(here.items()) ^ set(there.items()))
+    needed = {layer.name for layer in plan.layers if not layer.reason}
+    different = sorted(dict(there.items() - here.items()).keys() | needed - there.keys())
+    if tuned.model not in classes or different:
         raise UnsupportedModelError(
             f"this plan was made for another architecture: {tuned.model} with {len(there)} "
             f"self-attention layers, not {classes[0]} with {len(here)}"
-            + (f"; they differ at {different[0][0]}" if different else "")
+            + (f"; they differ at {different[0]}" if different else "")
             + "; make one for this model with tokendown tune"
         )
     choices = {choice.name: choice for choice in tuned.layers}
     for layer in plan.layers:
-        choice = choices[layer.name]
+        choice = choices.get(layer.name)
+        if layer.reason or choice is None:
+            continue  # it cannot be coarse
         if choice.factor == 1:
-            layer.reason = layer.reason or "dense in the plan"
-        elif not layer.reason:
+            layer.reason = "dense in the plan"
+        else:
             window = (choice.start, choice.stop)
             layer.rule = Rule(choice.factor, anchors=choice.anchors, window=window)
     if not plan.patched:

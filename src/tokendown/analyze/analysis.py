@@ -73,7 +73,7 @@ class Analysis:
         request: how the pictures were made, as JSON types.
         prompts: of the pictures.
         timesteps: of each call of the denoiser.
-        layers: in model order.
+        layers: in the order in which they run.
     """
 
     model: str

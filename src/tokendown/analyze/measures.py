@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..grid import Grid
-from ..select import select
+from ..select import Selection, select
 
 Candidate = tuple[int, int]
 """(factor, anchors)"""
@@ -146,7 +146,7 @@ def _project(attention: Any, tokens: Tensor, sample: Tensor) -> tuple[Tensor, Te
     return query.float(), key.float(), value.float()
 
 
-def _coarse(weights: Tensor, value: Tensor, selection: Any) -> Tensor:
+def _coarse(weights: Tensor, value: Tensor, selection: Selection) -> Tensor:
     """The formula on exponentials that are there: sum of m w v over sum of m w."""
     many = selection.factor**2
     one = selection.grid.coarse(selection.factor).tokens
@@ -157,21 +157,22 @@ def _coarse(weights: Tensor, value: Tensor, selection: Any) -> Tensor:
     return out
 
 
-def _take(x: Tensor, selection: Any) -> Tensor:
+def _take(x: Tensor, selection: Selection) -> Tensor:
     """[B, heads, ., N] -> [B, heads, ., kept]: columns of the grid, then of the anchors."""
     columns = x.unflatten(-1, (selection.grid.height, selection.grid.width))
-    grid = columns[..., :: selection.factor, :: selection.factor].flatten(-2)
+    grid: Tensor = columns[..., :: selection.factor, :: selection.factor].flatten(-2)
     if selection.anchors is None:
         return grid.clone()
-    index = selection.anchors[:, None, None].expand(*x.shape[:-1], -1)
+    index: Tensor = selection.anchors[:, None, None].expand(*x.shape[:-1], -1)
     return torch.cat([grid, x.gather(-1, index)], dim=-1)
 
 
 def _output(attention: Any, heads: Tensor) -> Tensor:
     """[B, heads, Q, head_dim] -> what the module would return, [B, Q, C]."""
-    joined = heads.transpose(1, 2).flatten(-2)
-    out: Tensor = attention.to_out[0](joined.to(attention.to_out[0].weight.dtype)).float()
-    return out
+    project = attention.to_out[0]
+    joined = heads.transpose(1, 2).flatten(-2).to(attention.to_q.weight.dtype)
+    out: Tensor = project(joined)
+    return out.float()
 
 
 # Sinks

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from typing_extensions import Self
 
 from .._errors import ConfigError, UnsupportedModelError
 from ..adapters import families
@@ -15,6 +14,9 @@ from ..adapters.plan import Layer
 from ..attention import vector_norm
 from ..patch import is_patched
 from .measures import Candidate, attended, lowest_similarity, sample_queries, sink_measures
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class LayerProbe:
@@ -25,6 +27,7 @@ class LayerProbe:
         attention: its module.
         candidates: (factor, anchors) pairs whose error is wanted.
         queries: how many are looked at.
+        order: gets the name of every layer when it first runs.
 
     Attributes:
         calls: one dict of measures for each call.
@@ -33,9 +36,14 @@ class LayerProbe:
     """
 
     def __init__(
-        self, layer: Layer, attention: Any, candidates: Sequence[Candidate], queries: int
+        self,
+        layer: Layer,
+        attention: Any,
+        candidates: Sequence[Candidate],
+        queries: int,
+        order: list[str],
     ) -> None:
-        self.layer, self.attention = layer, attention
+        self.layer, self.attention, self.order = layer, attention, order
         self.candidates, self.queries = candidates, queries
         self.scores: Tensor | None = None
         self.calls: list[dict[str, float]] = []
@@ -54,6 +62,8 @@ class LayerProbe:
     @torch.no_grad()
     def measure(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         tokens: Tensor = args[0] if args else kwargs["hidden_states"]
+        if not self.calls:
+            self.order.append(self.layer.name)
         grid = self.layer.grid
         scores = vector_norm(tokens) if self.scores is None else self.scores
         similarity = lowest_similarity(tokens, grid)
@@ -84,7 +94,7 @@ class Probe:
         queries: how many each layer looks at.
 
     Attributes:
-        layers: one probe a layer, in model order.
+        layers: one probe a layer; after the run in the order in which they ran.
         times: the timestep of every call.
 
     Raises:
@@ -97,10 +107,11 @@ class Probe:
             raise ConfigError("an analysis looks at a dense model; call remove_patch first")
         self.model = model
         self.times: list[float] = []
+        self._order: list[str] = []
         plan = self._plan = families.make_plan(model, None)
         by_name = {layer.name: layer for layer in plan.layers}
         found = [
-            (LayerProbe(by_name[name], module, candidates, queries), norm, module)
+            (LayerProbe(by_name[name], module, candidates, queries, self._order), norm, module)
             for site in families.find_sites(model)
             for name, norm, module in families.self_attention(site)
             if not by_name[name].reason and hasattr(module, "to_q")
@@ -126,6 +137,8 @@ class Probe:
         for handle in self._handles:
             handle.remove()
         families.uninstall(self.model)
+        if len(self._order) == len(self.layers):  # else it was interrupted
+            self.layers.sort(key=lambda probe: self._order.index(probe.layer.name))
 
     def _note_time(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         time = kwargs.get("timestep", args[1] if len(args) > 1 else float("nan"))

@@ -62,7 +62,7 @@ def heat_map(
         rows: name to as many values as there are columns.
         columns: their names; as many are written as there is room for.
         label: what it shows.
-        unit: what is written at the scale.
+        unit: of the values, written above.
         bounds: of the scale; None means those of the values.
         log: whether the scale is logarithmic.
         form: of numbers, as in a format string.
@@ -73,9 +73,9 @@ def heat_map(
         low = max(low, high * 1e-8)
     shape: Callable[[float], float] = (lambda v: math.log(max(v, low))) if log else float
     span = (shape(high) - shape(low)) or 1.0
-    left, top, tall = 8 + 6.3 * max(map(len, rows)), 8, 17
+    left, top, tall = 8 + 6.3 * max(map(len, rows)), 26, 17
     wide = max(9.0, min(34.0, 640 / len(columns)))
-    parts = []
+    parts = [text(left, 14, unit)]
     for i, (name, row) in enumerate(rows.items()):
         parts.append(text(left - 6, top + (i + 0.72) * tall, name, anchor="end"))
         for j, value in enumerate(row):
@@ -91,26 +91,20 @@ def heat_map(
         text(left + (j + 0.5) * wide, bottom + 14, columns[j], size=10, anchor="middle")
         for j in range(0, len(columns), every)
     ]
-    parts += _scale(right + 18, top, max(60, bottom - top), low, high, unit, form)
-    return picture(right + 110, max(bottom, top + 60) + 24, parts, label)
+    parts += _scale(right + 18, top, max(60, bottom - top), low, high, form)
+    width = max(right + 80, left + 6.3 * len(unit))
+    return picture(width, max(bottom, top + 60) + 24, parts, label)
 
 
-def _scale(
-    x: float, y: float, height: float, low: float, high: float, unit: str, form: str
-) -> list[str]:
+def _scale(x: float, y: float, height: float, low: float, high: float, form: str) -> list[str]:
     steps = 24
     bars = [
         f'<rect x="{x:.1f}" y="{y + height * i / steps:.1f}" width="12" '
         f'height="{height / steps + 0.5:.1f}" fill="{colour(1 - i / (steps - 1))}"/>'
         for i in range(steps)
     ]
-    ends = [
-        text(x + 17, y + 9, f"{high:{form}}", size=10),
-        text(x + 17, y + height, f"{low:{form}}", size=10),
-    ]
-    turned = f"rotate(90 {x + 20:.1f} {y + height / 2:.1f})"
-    unit_text = text(x + 20, y + height / 2, unit, size=10, anchor="middle", transform=turned)
-    return [*bars, *ends, unit_text]
+    top, bottom = f"{high:{form}}", f"{low:{form}}"
+    return [*bars, text(x + 17, y + 9, top, size=10), text(x + 17, y + height, bottom, size=10)]
 
 
 def tiles(rows: Sequence[Sequence[float]], *, label: str, side: int = 120) -> str:

@@ -11,6 +11,7 @@ from .analyze import analyze
 from .doctor import doctor
 from .generate import generate
 from .summary import summary
+from .tune import tune
 
 app = typer.Typer(
     help="Fewer keys and values for the self-attention of diffusion models, without training.",
@@ -21,6 +22,7 @@ app = typer.Typer(
 app.command()(generate)
 app.command()(summary)
 app.command()(analyze)
+app.command()(tune)
 app.command()(doctor)
 
 
