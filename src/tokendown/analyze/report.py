@@ -12,15 +12,18 @@ from .page import figure, page, row, section, short_name, table
 
 def similarity_map(analysis: Analysis) -> str:
     """The paper's Figure 4: the lowest similarity in 3 x 3 tokens, by layer and timestep."""
-    return _map(analysis, "similarity", "lowest cosine similarity in 3 x 3 tokens", (0.0, 1.0))
+    lowest = min(min(layer.measures["similarity"]) for layer in analysis.layers)
+    bounds = (min(0.0, lowest), 1.0)
+    return _map(analysis, "similarity", "lowest cosine similarity in 3 x 3 tokens", bounds)
 
 
 def report(analysis: Analysis) -> str:
     """The page."""
     request = analysis.request
+    prompts = len(analysis.prompts)
     lead = (
         f"{analysis.model} of {request['model']}, {request['width']} x {request['height']} pixels, "
-        f"{len(analysis.timesteps)} calls, {len(analysis.prompts)} prompts, dense"
+        f"{len(analysis.timesteps)} calls, {prompts} prompt{'s' * (prompts > 1)}, dense"
     )
     return page(
         "Self-attention of a diffusion model",

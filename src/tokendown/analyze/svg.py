@@ -29,10 +29,11 @@ def text(
     x: float, y: float, words: str, *, size: int = 11, anchor: str = "start", **more: str
 ) -> str:
     """One line of text; ``anchor`` is start, middle or end."""
+    more.setdefault("fill", _INK)
     extra = "".join(f' {name.replace("_", "-")}="{value}"' for name, value in more.items())
     return (
         f'<text x="{x:.1f}" y="{y:.1f}" font-size="{size}" text-anchor="{anchor}" '
-        f'fill="{_INK}"{extra}>{escape(words)}</text>'
+        f"{extra[1:]}>{escape(words)}</text>"
     )
 
 
@@ -177,10 +178,9 @@ class Axes:
                 f'stroke="{_FAINT}"/>'
             )
             parts.append(text(self.left - 6, y + 4, f"{value:.3g}", size=10, anchor="end"))
-        for i in range(6):
-            value = self.x[0] + (self.x[1] - self.x[0]) * i / 5
+        for value in _round_steps(*self.x):
             x, y = self.at(value, self.y[0])
-            parts.append(text(x, y + 16, f"{value:.3g}", size=10, anchor="middle"))
+            parts.append(text(x, y + 16, f"{value:.4g}", size=10, anchor="middle"))
         middle = self.top + height / 2
         parts.append(
             text(14, middle, self.names[1], anchor="middle", transform=f"rotate(-90 14 {middle})")
@@ -192,7 +192,7 @@ class Axes:
     def _ticks(self) -> list[float]:
         low, high = self.y
         if not self.log:
-            return [low + (high - low) * i / 4 for i in range(5)]
+            return _round_steps(low, high)
         powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
         inside = [10.0**power for power in powers if low <= 10.0**power <= high]
         return inside if len(inside) > 1 else [low, high]
@@ -205,6 +205,14 @@ class Axes:
             [*self.frame(), *parts],
             label,
         )
+
+
+def _round_steps(low: float, high: float) -> list[float]:
+    """About five round numbers between two others."""
+    rough = (high - low) / 5 or 1.0
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(power * m for m in (1, 2, 5, 10) if power * m >= rough)
+    return [i * step for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
 
 def lines(
@@ -242,32 +250,38 @@ def points(
     *,
     label: str,
     names: tuple[str, str],
-    joined: str = "",
-    log: bool = True,
+    curve: Sequence[tuple[float, float]] = (),
 ) -> str:
-    """Points with their names; the group ``joined`` is a line through its points."""
+    """Named points over a logarithmic axis, a colour a group, and a curve below them.
+
+    Args:
+        groups: name to (x, y, name of the point), y > 0.
+        label: what it shows.
+        names: what the axes show.
+        curve: points of a dashed line, as far as it lies within the frame.
+    """
     everything = [(x, y) for group in groups.values() for x, y, _ in group]
-    axes = Axes(*_bounds(everything, log), names, log)
-    parts, taken = [], list[tuple[float, float]]()
-    for index, (group, members) in enumerate(groups.items()):
-        ink = COLOURS[index % len(COLOURS)]
-        places = [axes.at(x, y) for x, y, _ in members]
-        if group == joined:
-            path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
-            parts.append(
-                f'<polyline points="{path}" fill="none" stroke="{ink}" stroke-width="1.5" '
-                f'stroke-dasharray="4 3"/>'
-            )
-        for (x, y), (value, error, name) in zip(places, members, strict=True):
+    (_, right), (low, high) = _bounds(everything, log=True)
+    axes = Axes((1.0, 1.0 + (right - 1.0) * 1.15), (low / 3, high * 2), names, log=True)
+    inside = [axes.at(x, y) for x, y in curve if x <= axes.x[1] and axes.y[0] <= y <= axes.y[1]]
+    path = " ".join(f"{x:.1f},{y:.1f}" for x, y in inside)
+    parts = [
+        f'<polyline points="{path}" fill="none" stroke="#9aa5b1" stroke-width="1.5" '
+        'stroke-dasharray="4 3"/>'
+    ]
+    taken: list[tuple[float, float]] = []
+    for ink, (_, members) in zip(COLOURS, groups.items(), strict=False):
+        for value, error, name in members:
+            x, y = axes.at(value, error)
             parts.append(
                 f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" fill="{ink}" stroke="white"><title>'
                 f"{escape(name)}: {value:.3g}, {error:.3g}</title></circle>"
             )
             height = y + 4
-            while any(abs(x - a) < 130 and abs(height - b) < 12 for a, b in taken):
-                height += 12
+            while any(abs(x - a) < 110 and abs(height - b) < 13 for a, b in taken):
+                height += 13
             taken.append((x, height))
-            parts.append(text(x + 9, height, name))
+            parts.append(text(x + 9, height, name, fill=ink))
     return axes.picture(parts, label)
 
 

@@ -185,7 +185,7 @@ def make(pipe: Any, request: Request, plan: Any) -> Picture:
 def picture_error(picture: Picture, dense: Picture) -> float:
     """Mean squared difference over the variance of the dense picture."""
     pixels, wanted = (
-        torch.from_numpy(numpy.asarray(p.image)).double().flatten() for p in (picture, dense)
+        torch.from_numpy(numpy.array(p.image)).double().flatten() for p in (picture, dense)
     )
     return relative_error(pixels - wanted.mean(), wanted - wanted.mean())
 

@@ -26,20 +26,16 @@ def to_dict(tuning: Tuning) -> dict[str, Any]:
 
 def pareto_plot(tuning: Tuning) -> str:
     """Speed-up and error on held-out prompts, and the curve that the model predicts."""
-    groups = {
-        "predicted": [(speedup, error, "") for speedup, error in tuning.curve if error > 0],
-        "presets": [],
-        "tuned": [],
-        "tomesd": [],
-    }  # fmt: skip
+    groups: dict[str, list[tuple[float, float, str]]] = {"presets": [], "tuned": [], "tomesd": []}
     for entry in tuning.entries[1:]:  # dense has no error: it is not on a logarithmic axis
         kind = next((k for k in ("tuned", "tomesd") if entry.name.startswith(k)), "presets")
-        groups[kind].append((entry.speedup, entry.error, entry.name))
+        if entry.error > 0:
+            groups[kind].append((entry.speedup, entry.error, entry.name))
     return svg.points(
         groups,
         label="error of the picture against predicted speed-up",
         names=("predicted speed-up of the denoising (FLOPs)", "error of the picture"),
-        joined="predicted",
+        curve=[place for place in tuning.curve if place[1] > 0],
     )
 
 
@@ -111,9 +107,10 @@ def _effects(tuning: Tuning) -> str:
     }
     return section(
         "Which layers matter when",
-        "Error of the picture for each unit of error in a layer's own output: the gain of the layer "
-        "(it alone coarse, in a replayed call) times the weight of the part of the schedule (all "
-        "coarse there alone, whole pictures). Errors are taken to add up, a first approximation.",
+        "Error of the picture for each unit of error in a layer's own output: the gain of the "
+        "layer (it alone coarse, in a replayed call) times the weight of the part of the schedule "
+        "(all coarse there alone, whole pictures). Errors are taken to add up, a first "
+        "approximation.",
         figure(
             svg.heat_map(
                 effect, names, label="effect of layers", unit="picture error / layer error",

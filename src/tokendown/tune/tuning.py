@@ -99,7 +99,7 @@ def tune(
     for name, most in limits.items():
         other = choose(menu, front, most, None)
         if other not in picked.values():
-            picked[f"tuned, at most as dear as {name}"] = other
+            picked[f"tuned, cost of {name}"] = other
     plans = {name: _plan(analysis, menu, choices) for name, choices in picked.items()}
     entries = validate(pipe, request, held_out, len(prompts), rivals, plans, ticker.tick)
     known = {**picked, **{rival.name: menu.find(rival.candidates) for rival in rivals.values()}}
