@@ -71,7 +71,7 @@ def tune(
         target: what it is to reach.
         factors: >= 2, the presets' own are added.
         anchors: >= 0, likewise.
-        parts: of the schedule; windows begin and end between them.
+        parts: of the schedule, at most one a step; windows begin and end between them.
         measure: time the layers here instead of counting FLOPs.
         progress: called with the number of pictures made and of all, roughly.
 
@@ -142,7 +142,8 @@ def _look(
         )  # fmt: skip
     finally:
         calls.release()
-    calls.keep(middle_calls(len(analysis.timesteps), parts))
+    count = len(analysis.timesteps)
+    calls.keep(middle_calls(count, min(parts, count)))
     return analysis, dense, calls
 
 
