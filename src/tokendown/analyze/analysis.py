@@ -21,7 +21,7 @@ from ..sampling import Picture, Progress, sample
 from .measures import Candidate, overlap, top_tokens
 from .probe import LayerProbe, Probe
 
-FACTORS = (2, 3, 4, 8)
+FACTORS = (2, 3, 4, 6, 8)
 ANCHORS = (0, 32, 128)
 QUERIES = 256
 _MAP = 32  # most rows and columns of a map that is kept

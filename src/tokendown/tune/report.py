@@ -66,8 +66,9 @@ def _front(tuning: Tuning) -> str:
     head = ["method", "speed-up", "error", "expected", "PSNR, dB", "SSIM", "seconds"]
     return section(
         "What is gained and what it costs",
-        "Whole pictures of prompts that nothing was chosen on. Error: squared difference from the "
-        "dense picture of the same seed over its variance; 2 is another picture altogether. "
+        "Whole pictures of prompts that nothing was chosen on. Error: squared difference of the "
+        "final latents from the dense ones of the same seed over their variance; 2 is another "
+        "picture altogether. "
         "Speed-up: FLOPs of all steps, predicted. Seconds: measured one after the other. "
         + " ".join(f"Note: {note}." for note in tuning.notes),
         figure(

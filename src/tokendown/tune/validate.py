@@ -29,7 +29,7 @@ class Entry:
     Attributes:
         name: for people.
         speedup: dense over its FLOPs of the whole schedule, predicted.
-        error: squared difference of the pictures over the variance of the dense one, mean.
+        error: squared difference of the final latents over the variance of the dense ones, mean.
         errors: of each held-out prompt.
         psnr_db: mean; None where pictures are equal.
         ssim: mean.
