@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich import box
@@ -68,24 +69,7 @@ def tune(
     """Choose factor, anchors and steps of every layer from a few prompts; write a plan."""
     with politely(as_json):
         pictures.check_folder(out_folder)
-        target = _target(error, speedup, like)
-        checks = held_out or (1 if quick else 2)
-        default = checks + (1 if quick else 2)
-        words = pick_prompts(
-            prompts or [], prompt_file, None if prompts or prompt_file else default
-        )
-        if len(words) <= checks:
-            raise ConfigError(f"expected more than {checks} prompts, got {len(words)}")
-        candidates = {
-            "factors": opt.parse_numbers(factors, FACTORS, least=2),
-            "anchors": opt.parse_numbers(anchors, ANCHORS, least=0),
-        }
-        pipe, request = study.open_for_study(ctx.params, quick)
-        with steps_bar("pictures") as advance:
-            tuning = choose_plan(
-                pipe, request, words[:-checks], words[-checks:], target, **candidates,
-                parts=parts or (2 if quick else 4), measure=measure, progress=advance,
-            )  # fmt: skip
+        tuning = _tune(ctx.params, _target(error, speedup, like))
         files = _save(out_folder, tuning)
         for note in tuning.notes:
             warn(note)
@@ -94,6 +78,26 @@ def tune(
             print_json({**to_dict(tuning), "plan": tuning.plan.to_dict(), "paths": paths})
         else:
             _print(tuning, files)
+
+
+def _tune(given: Mapping[str, Any], target: Target) -> Tuning:
+    quick, own = given["quick"], given["prompts"] or given["prompt_file"]
+    checks = given["held_out"] or (1 if quick else 2)
+    default = checks + (1 if quick else 2)
+    words = pick_prompts(given["prompts"] or [], given["prompt_file"], None if own else default)
+    if len(words) <= checks:
+        raise ConfigError(f"expected more than {checks} prompts, got {len(words)}")
+    candidates = {
+        "factors": opt.parse_numbers(given["factors"], FACTORS, least=2),
+        "anchors": opt.parse_numbers(given["anchors"], ANCHORS, least=0),
+    }
+    pipe, request = study.open_for_study(given, quick)
+    with steps_bar("pictures") as advance:
+        return choose_plan(
+            pipe, request, words[:-checks], words[-checks:], target, **candidates,
+            parts=given["parts"] or (2 if quick else 4), measure=given["measure"],
+            progress=advance,
+        )  # fmt: skip
 
 
 def _target(error: float | None, speedup: float | None, like: str | None) -> Target:

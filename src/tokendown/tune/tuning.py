@@ -93,13 +93,7 @@ def tune(
     prices = pricing.measured(analysis, calls) if measure else flops
     menu = build_menu(analysis, prices, gains, weights)
     front = menu.front()
-    limits = {name: menu.cost(menu.find(rival.candidates)) for name, rival in rivals.items()}
-    limit = menu.dense / target.speedup if target.speedup else limits.get(target.like or "")
-    picked = {"tuned": choose(menu, front, limit, target.error)}
-    for name, most in limits.items():
-        other = choose(menu, front, most, None)
-        if other not in picked.values():
-            picked[f"tuned, cost of {name}"] = other
+    picked = _pick(menu, front, rivals, target)
     plans = {name: _plan(analysis, menu, choices) for name, choices in picked.items()}
     entries = validate(pipe, request, held_out, len(prompts), rivals, plans, ticker.tick)
     known = {**picked, **{rival.name: menu.find(rival.candidates) for rival in rivals.values()}}
@@ -112,6 +106,23 @@ def tune(
     )
     ticker.finish()
     return Tuning(plan, analysis, gains, weights, _curve(menu, front), entries, _notes(entries))
+
+
+def _pick(
+    menu: Menu, front: Front, rivals: dict[str, Rival], target: Target
+) -> dict[str, list[int]]:
+    """What the target asks for, and for comparison the best at the cost of each preset."""
+    limits = {name: menu.cost(menu.find(rival.candidates)) for name, rival in rivals.items()}
+    limit = menu.dense / target.speedup if target.speedup else limits.get(target.like or "")
+    picked = {"tuned": choose(menu, front, limit, target.error)}
+    for name, most in limits.items():
+        try:
+            other = choose(menu, front, most, None)
+        except ConfigError:
+            continue  # by measured seconds the preset is no faster than dense
+        if other not in picked.values():
+            picked[f"tuned, cost of {name}"] = other
+    return picked
 
 
 def _look(
