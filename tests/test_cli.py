@@ -16,8 +16,9 @@ from PIL import Image
 from tests import tiny
 from typer.testing import CliRunner
 
-from tokendown import PatchConfig, doctor, pictures
+from tokendown import LayerChoice, PatchConfig, TunedPlan, doctor, pictures
 from tokendown import generate as gen
+from tokendown.adapters.families import make_plan
 from tokendown.cli import main, options
 from tokendown.cli.app import app
 from tokendown.cli.generate import busy
@@ -321,3 +322,39 @@ def test_a_missing_extra_names_its_install_line(monkeypatch):
     assert str(caught.value) == (
         "the command line needs an extra: pip install 'tokendown[cli]' (typer is missing)"
     )
+
+
+# A plan, layer by layer
+
+
+def test_a_plan_in_every_command(folder, tmp_path):
+    unet = tiny.sd_unet()
+    layers = [
+        LayerChoice(layer.name, layer.channels, layer.heads, 1 + index % 3, anchors=index)
+        for index, layer in enumerate(make_plan(unet, None).layers)
+    ]
+    plan = TunedPlan("UNet2DConditionModel", tuple(layers), sizes=((40, 24),))
+    plan.save(tmp_path / "plan.json")
+    words = ("--model", folder, "--size", "40x24", "--plan", tmp_path / "plan.json")
+    rows = json.loads(run("summary", *words, "--json")[0])["layers"]
+    assert [row["factor"] for row in rows] == [layer.factor for layer in layers]
+    words = ("generate", "a cat", *words, "--steps", 2, "--out", tmp_path / "out")
+    _, notes = run(*words)
+    assert notes == []
+    (tmp_path / "plan.json").unlink()  # the picture carries it
+    run("generate", "--from", tmp_path / "out" / "a-cat-0.png", "--out", tmp_path / "again")
+    again = pixels(tmp_path / "again" / "a-cat-0.png")
+    assert numpy.array_equal(again, pixels(tmp_path / "out" / "a-cat-0.png"))
+    run("generate", "a cat", "--model", folder, "--steps", 2, "--size", "40x24", "--dense",
+        "--out", tmp_path / "dense")  # fmt: skip
+    assert not numpy.array_equal(again, pixels(tmp_path / "dense" / "a-cat-0.png"))
+
+
+def test_plans_that_do_not_suit(folder, tmp_path):
+    path = tmp_path / "plan.json"
+    said = ("generate", "a cat", "--model", folder, "--steps", 2, "--plan", path)
+    assert "No such file" in run_for_error(*said)
+    TunedPlan("PixArtTransformer2DModel", (LayerChoice("x", 1, 1, 2),), ((64, 64),)).save(path)
+    assert "another architecture" in run_for_error(*said)
+    assert "--factor has no use" in run_for_error(*said, "--factor", 2)
+    assert "--plan has no use" in run_for_error(*said, "--dense")

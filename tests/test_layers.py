@@ -18,6 +18,7 @@ ROOT = Path(tokendown.__file__).parent
 LAYERS = [
     {"_errors"},
     {"config", "grid", "flops"},
+    {"tuned"},
     {"select"},
     {"attention"},
     {"adapters/"},
@@ -26,15 +27,15 @@ LAYERS = [
     {"models/", "quality/", "methods"},
     {"pictures", "captions", "request"},
     {"sampling"},
-    {"generate", "doctor"},
-    {"bench/", "sheets"},
+    {"generate", "doctor", "analyze/"},
+    {"bench/", "sheets", "tune/"},
     {"cli/"},
 ]
 ANYTHING = {"__init__", "__main__"}  # they only gather names
 
 # What a row may import from outside besides torch and the standard library, when it is loaded.
 LIGHT = {"torch", "typing_extensions"}
-TORCH_FREE = {"_errors", "config", "grid", "flops"}
+TORCH_FREE = {"_errors", "config", "grid", "flops", "tuned"}
 
 
 def unit(path: Path) -> str:

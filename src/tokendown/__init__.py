@@ -14,6 +14,7 @@ from .grid import Grid
 from .patch import Patch, apply_patch, is_patched, remove_patch
 from .select import select_tokens
 from .summary import Summary, summary
+from .tuned import LayerChoice, TunedPlan
 
 __version__ = "0.1.0"
 
@@ -22,11 +23,13 @@ __all__ = [
     "ConfigError",
     "Grid",
     "GridError",
+    "LayerChoice",
     "NothingPatchedError",
     "Patch",
     "PatchConfig",
     "Summary",
     "TokendownError",
+    "TunedPlan",
     "UnsupportedModelError",
     "apply_patch",
     "attend",

@@ -3,7 +3,7 @@
 * TokendownError
   + ConfigError (also ValueError)            the arguments cannot be right
   + GridError (also ValueError)              token count and image grid disagree
-  + UnsupportedModelError (also TypeError)   no adapter knows this model
+  + UnsupportedModelError (also TypeError)   no adapter knows it, or a plan is for another
   + NothingPatchedError                      the model is known, but no layer matched
   + LoadError                                a model, LoRA or picture file cannot be used
   + GenerateError                            a picture could not be made or saved
@@ -24,7 +24,7 @@ class GridError(TokendownError, ValueError):
 
 
 class UnsupportedModelError(TokendownError, TypeError):
-    """No adapter knows this model."""
+    """No adapter knows this model, or a plan was made for another one."""
 
 
 class NothingPatchedError(TokendownError):

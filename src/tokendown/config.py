@@ -86,11 +86,6 @@ class PatchConfig:
         elif self.factor is not None:
             _expect(_is_int(self.factor, 1), "an integer factor >= 1 (2 keeps 1/4)", self.factor)
 
-    @property
-    def always_active(self) -> bool:
-        """Whether the step window is the whole schedule, so that no clock is needed."""
-        return self.start == 0.0 and self.stop == 1.0
-
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types; dict keys become strings only when dumped."""
         return asdict(self)

@@ -51,11 +51,9 @@ class Comparison:
     @property
     def predicted_speedup(self) -> float:
         """Dense over patched FLOPs of all steps; those outside the step window are dense."""
-        config, steps = self.patched.request.config, self.patched.request.steps
-        assert config is not None, "a comparison has a patch"
+        steps = self.patched.request.steps
         assert steps is not None, "open_pipeline fills it in"
-        active = sum(config.start <= step / steps < config.stop for step in range(steps)) / steps
-        return 1.0 / (1.0 - active + active / self.summary.predicted_speedup)
+        return self.summary.speedup_over(steps)
 
 
 def open_pipeline(request: Request) -> tuple[Any, Request]:

@@ -10,8 +10,9 @@ from torch import nn
 
 from ._errors import ConfigError, UnsupportedModelError
 from .adapters import families, schedule
-from .adapters.plan import Clock, Plan
+from .adapters.plan import Plan
 from .config import Method, PatchConfig, Preset
+from .tuned import Options, TunedPlan
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -29,7 +30,7 @@ class Patch:
         models: the patched denoisers.
     """
 
-    def __init__(self, models: list[nn.Module], config: PatchConfig, scheduler: Any = None) -> None:
+    def __init__(self, models: list[nn.Module], config: Options, scheduler: Any = None) -> None:
         self.models = models
         self.config = config
         self._scheduler = scheduler
@@ -51,8 +52,8 @@ class Patch:
             steps: length of the schedule.
         """
         for plan in self._plans:
-            if plan.clock is not None:
-                plan.clock.set(step, steps)
+            for clock in plan.clocks:
+                clock.set(step, steps)
 
     def __enter__(self) -> Self:
         return self
@@ -62,16 +63,13 @@ class Patch:
 
     def _plan(self) -> None:
         for model in self.models:
-            plan = families.make_plan(model, self.config)
-            if not self.config.always_active:
-                plan.clock = Clock(self.config.start, self.config.stop)
-            self._plans.append(plan)
+            self._plans.append(families.make_plan(model, self.config))
 
     def _install(self) -> None:
         for model, plan in zip(self.models, self._plans, strict=True):
             families.install(model, plan)
-            if self._scheduler is not None and plan.clock is not None:
-                schedule.follow(self._scheduler, plan.clock)
+            for clock in plan.clocks if self._scheduler is not None else ():
+                schedule.follow(self._scheduler, clock)
             logger.info(
                 "%s: %d of %d self-attention layers patched",
                 type(model).__name__, len(plan.patched), len(plan.layers) + len(plan.left_alone),
@@ -80,7 +78,7 @@ class Patch:
 
 def apply_patch(
     model: Any,
-    config: PatchConfig | None = None,
+    config: Options | None = None,
     /,
     *,
     preset: Preset = "auto",
@@ -96,7 +94,8 @@ def apply_patch(
 
     Args:
         model: a diffusers pipeline or its denoiser (U-Net or transformer).
-        config: all options as one object, instead of by name.
+        config: all options as one object, instead of by name; or a :class:`TunedPlan`, which says
+            it for every layer.
         preset: "auto", or "paper" for ToDo as published. This and the following are the fields of
             :class:`PatchConfig`, which says more about each.
         factor: linear, >= 1, instead of the preset's choice; or a dict from downsampling to factor.
@@ -112,7 +111,7 @@ def apply_patch(
 
     Raises:
         ConfigError: options are out of range, or given in both forms.
-        UnsupportedModelError: no adapter knows the model.
+        UnsupportedModelError: no adapter knows the model, or the plan was made for another one.
         NothingPatchedError: no layer matches; the message says where self-attention is.
 
     Source: arXiv:2402.13573 for the grid; docs/how-it-works.md for anchors and multiplicities.
@@ -121,7 +120,8 @@ def apply_patch(
     if config is not None and options != PatchConfig():
         raise ConfigError(f"expected a PatchConfig or options by name, got both: {options}")
     config = config or options
-    patch = Patch(find_denoisers(model, config.controlnet), config, _scheduler_of(model))
+    controlnet = not isinstance(config, TunedPlan) and config.controlnet
+    patch = Patch(find_denoisers(model, controlnet), config, _scheduler_of(model))
     patch._plan()  # raises before anything is touched
     remove_patch(model)
     patch._install()

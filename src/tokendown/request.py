@@ -9,6 +9,7 @@ from typing import Any
 from ._errors import ConfigError, LoadError
 from .config import PatchConfig
 from .models import builtin
+from .tuned import Options, options_from_dict
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Request:
     steps: int | None = None
     guidance: float | None = None
     seed: int = 0
-    config: PatchConfig | None = field(default_factory=PatchConfig)
+    config: Options | None = field(default_factory=PatchConfig)
     device: str = "auto"
     dtype: str = "auto"
 
@@ -78,5 +79,5 @@ class Request:
                 raise LoadError(f"the settings have no usable {name}: {value!r}")
             given[name] = value
         if given["config"] is not None:
-            given["config"] = PatchConfig.from_dict(given["config"])
+            given["config"] = options_from_dict(given["config"])
         return cls(**given)

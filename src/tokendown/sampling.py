@@ -6,11 +6,12 @@ import inspect
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from PIL import Image
+from torch import Tensor
 
 from ._errors import ConfigError, GenerateError, TokendownError
 from .models.sources import first_line, out_of_memory
@@ -35,6 +36,7 @@ class Picture:
             of the last step.
         step_seconds: of each step; their spread tells how steady the machine was.
         note: a remark for people, or empty.
+        latents: what was decoded to the image; None where the pipeline does not show it.
     """
 
     image: Image.Image
@@ -43,6 +45,7 @@ class Picture:
     denoising_seconds: float
     step_seconds: tuple[float, ...] = ()
     note: str = ""
+    latents: Tensor | None = field(default=None, repr=False, compare=False)
 
 
 class _Clock:
@@ -54,6 +57,7 @@ class _Clock:
         self.progress = progress
         self.begin: float | None = None
         self.ends: list[float] = []
+        self.latents: Tensor | None = None
 
     def now(self) -> float:
         if self.device.type == "cuda":
@@ -68,6 +72,7 @@ class _Clock:
 
     def after_step(self, _: Any, step: int, __: Any, tensors: dict[str, Any]) -> dict[str, Any]:
         self.ends.append(self.now())
+        self.latents = tensors.get("latents")
         if self.progress is not None:
             self.progress(min(step + 1, self.steps), self.steps)
         return tensors
@@ -170,7 +175,8 @@ def sample(pipe: Any, request: Request, progress: Progress | None) -> Picture:
     denoising = sum(steps) if steps else seconds
     blanked = getattr(result, "nsfw_content_detected", None) or [False]
     note = "the model's safety checker blanked this picture" if any(blanked) else ""
-    return Picture(result.images[0].convert("RGB"), request, seconds, denoising, steps, note)
+    image = result.images[0].convert("RGB")
+    return Picture(image, request, seconds, denoising, steps, note, clock.latents)
 
 
 def _arguments(pipe: Any, request: Request, clock: _Clock) -> dict[str, Any]:

@@ -9,10 +9,10 @@ from ._errors import ConfigError
 from .adapters import families, skeleton
 from .adapters.plan import Layer, Plan
 from .adapters.skeleton import Cost
-from .config import PatchConfig
 from .flops import self_attention_flops
 from .patch import find_denoisers
 from .select import kept_tokens
+from .tuned import Options
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,10 @@ class LayerSummary:
         keys_before: N.
         keys_after: kept, grid and anchors.
         flops_before: projections and attention, of one denoiser call.
-        flops_after: the same when patched.
+        flops_after: the same when patched, at the steps from ``start`` to ``stop``.
         note: why it is left alone, or empty.
+        start: fraction of the schedule from which it is patched.
+        stop: fraction from which it is dense again.
     """
 
     name: str
@@ -38,6 +40,8 @@ class LayerSummary:
     flops_before: int
     flops_after: int
     note: str = ""
+    start: float = 0.0
+    stop: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,7 @@ class Summary:
 
     @property
     def step_flops_after(self) -> int:
-        """Of one denoiser call inside the step window."""
+        """Of one denoiser call inside the step window, or inside all of them."""
         return self.step_flops_before - sum(
             layer.flops_before - layer.flops_after for layer in self.layers
         )
@@ -75,6 +79,16 @@ class Summary:
     def predicted_speedup(self) -> float:
         """Dense over patched FLOPs of one denoiser call inside the step window."""
         return self.step_flops_before / self.step_flops_after
+
+    def speedup_over(self, steps: int) -> float:
+        """Dense over patched FLOPs of a whole schedule; steps outside a window are dense."""
+        saved = sum(
+            (layer.flops_before - layer.flops_after)
+            * sum(layer.start <= step / steps < layer.stop for step in range(steps))
+            for layer in self.layers
+        )
+        total = self.step_flops_before * steps
+        return total / (total - saved)
 
     @property
     def changes_anything(self) -> bool:
@@ -114,7 +128,7 @@ class Summary:
 
 def summary(
     model: Any,
-    config: PatchConfig | None = None,
+    config: Options | None = None,
     *,
     height: int | None = None,
     width: int | None = None,
@@ -182,22 +196,23 @@ def _size(denoiser: Any, height: int | None, width: int | None, scale: int) -> t
 
 
 def _layers(plan: Plan, cost: Cost) -> list[LayerSummary]:
-    rows = [_layer(plan, layer, cost) for layer in plan.layers]
+    rows = [_layer(layer, cost) for layer in plan.layers]
     rows += [
         LayerSummary(name, None, 1, 0, 0, 0, 0, reason) for name, reason in plan.left_alone.items()
     ]
     return rows
 
 
-def _layer(plan: Plan, layer: Layer, cost: Cost) -> LayerSummary:
+def _layer(layer: Layer, cost: Cost) -> LayerSummary:
+    rule = layer.rule
     grid, batch = cost.grids[layer.name], cost.batches[layer.name]
     factor = layer.factor(grid)
-    keys = kept_tokens(grid, factor, plan.config.anchors or 0, plan.config.method)
+    keys = grid.tokens if rule is None else kept_tokens(grid, factor, rule.anchors, rule.method)
     before, after = (
         batch * self_attention_flops(grid.tokens, kept, layer.channels, layer.heads, layer.head_dim)
         for kept in (grid.tokens, keys)
     )
-    note = layer.reason or ("" if factor > 1 else str(layer.rule or ""))
+    note = layer.reason or ("" if factor > 1 else str(rule or ""))
     return LayerSummary(
         layer.name,
         (grid.height, grid.width),
@@ -207,6 +222,7 @@ def _layer(plan: Plan, layer: Layer, cost: Cost) -> LayerSummary:
         before,
         after,
         note,
+        *(rule.window if rule else (0.0, 1.0)),
     )
 
 

@@ -76,18 +76,17 @@ class NormReader:
     projection of all keys (paper/LOG.md).
 
     Args:
-        plan: of the denoiser.
         layer: whose tokens they are.
     """
 
-    def __init__(self, plan: Plan, layer: Layer) -> None:
-        self.plan = plan
+    def __init__(self, layer: Layer) -> None:
         self.layer = layer
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         tokens: Tensor = args[0] if args else next(iter(kwargs.values()))
-        if self.plan.active and self.layer.height and self.layer.factor(self.layer.grid) > 1:
-            self.layer.scores = vector_norm(tokens.detach())
+        layer = self.layer
+        if layer.active and layer.height and layer.factor(layer.grid) > 1:
+            layer.scores = vector_norm(tokens.detach())
 
 
 class FewerKeys(ForwardIntercept):
@@ -113,7 +112,7 @@ class FewerKeys(ForwardIntercept):
     ) -> Tensor:
         """[B, N, C] -> [B, N, C]; ``attention_mask`` is over the N keys, its last dimension."""
         scores, self.layer.scores = self.layer.scores, None
-        if encoder_hidden_states is None and self.plan.active and why_dense(self.owner) is None:
+        if encoder_hidden_states is None and self.layer.active and why_dense(self.owner) is None:
             selection = self._select(hidden_states, scores)
             if selection.factor > 1:
                 return self._attend(hidden_states, selection, attention_mask, **kwargs)
@@ -132,10 +131,9 @@ class FewerKeys(ForwardIntercept):
                 f"{layer.height}x{layer.width} grid, got {hidden_states.shape[1]}; the grid is "
                 "read when the whole denoiser runs, so call the denoiser, not this layer"
             )
-        grid, config = layer.grid, self.plan.config
-        return select(
-            scores, grid, layer.factor(grid), anchors=config.anchors or 0, method=config.method
-        )
+        grid, rule = layer.grid, layer.rule
+        assert rule is not None, "installed on layers with a rule only"
+        return select(scores, grid, rule.factor(grid), anchors=rule.anchors, method=rule.method)
 
     def _attend(
         self, hidden_states: Tensor, selection: Selection, mask: Tensor | None, **kwargs: Any

@@ -14,6 +14,7 @@ from torch import nn
 
 from .._errors import UnsupportedModelError
 from ..config import PatchConfig
+from ..tuned import Options
 from .classic import FewerKeys, GridReader, NormReader, why_dense
 from .intercept import intercepts
 from .plan import Layer, Plan, assign_rules
@@ -96,17 +97,17 @@ def find_sites(model: nn.Module) -> list[Site]:
     )
 
 
-def make_plan(model: nn.Module, config: PatchConfig | None) -> Plan:
+def make_plan(model: nn.Module, config: Options | None) -> Plan:
     """The plan for a denoiser, with nothing installed; no config leaves every layer dense.
 
     Raises:
-        UnsupportedModelError: no family matches.
+        UnsupportedModelError: no family matches, or the plan is for another architecture.
         NothingPatchedError: no layer matches the config.
     """
     plan = Plan(config or PatchConfig(), [])
     taken: set[str] = set()
     for site in find_sites(model):
-        for name, _, attention in _self_attention(site):
+        for name, _, attention in self_attention(site):
             taken.add(name)
             plan.layers.append(
                 Layer(
@@ -120,7 +121,7 @@ def make_plan(model: nn.Module, config: PatchConfig | None) -> Plan:
             )
     plan.left_alone = _other_self_attention(model, taken)
     if config is not None:
-        assign_rules(plan)
+        assign_rules(plan, [base.__name__ for base in type(model).__mro__])
     return plan
 
 
@@ -128,15 +129,15 @@ def install(model: nn.Module, plan: Plan) -> None:
     """Puts a plan to work on the denoiser it was made for."""
     layers = {layer.name: layer for layer in plan.layers}
     for site in find_sites(model):
-        attentions = [(layers[name], norm, module) for name, norm, module in _self_attention(site)]
+        attentions = [(layers[name], norm, module) for name, norm, module in self_attention(site)]
         reader = GridReader(plan, [layer for layer, _, _ in attentions], site.patch_size)
         site.flattens.register_forward_pre_hook(reader, with_kwargs=True)
         for layer, norm, attention in attentions:
             if layer.rule is None:
                 continue
             FewerKeys(attention, plan, layer).install()
-            if plan.config.anchors:
-                norm.register_forward_pre_hook(NormReader(plan, layer), with_kwargs=True)
+            if layer.rule.anchors:
+                norm.register_forward_pre_hook(NormReader(layer), with_kwargs=True)
 
 
 def uninstall(model: nn.Module) -> None:
@@ -144,8 +145,8 @@ def uninstall(model: nn.Module) -> None:
     for module in model.modules():
         for item in intercepts(module):
             item.remove()
-            if isinstance(item, FewerKeys) and item.plan.clock is not None:
-                item.plan.clock.detached = True
+            for clock in item.plan.clocks if isinstance(item, FewerKeys) else ():
+                clock.detached = True
         hooks = module._forward_pre_hooks.items()
         for key in [key for key, hook in hooks if isinstance(hook, (GridReader, NormReader))]:
             del module._forward_pre_hooks[key]
@@ -161,7 +162,7 @@ def installed_plan(model: nn.Module) -> Plan | None:
     return None
 
 
-def _self_attention(site: Site) -> Iterator[tuple[str, nn.Module, Any]]:
+def self_attention(site: Site) -> Iterator[tuple[str, nn.Module, Any]]:
     """Name, the norm before it, and the module."""
     for name, block in site.blocks:
         if not getattr(block, "only_cross_attention", False):

@@ -7,13 +7,14 @@ one graph.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
-from .._errors import ConfigError, NothingPatchedError
-from ..config import PatchConfig
+from .._errors import ConfigError, NothingPatchedError, UnsupportedModelError
+from ..config import Method, PatchConfig
 from ..grid import Grid
+from ..tuned import Options, TunedPlan
 
 
 @dataclass(eq=False)
@@ -26,8 +27,9 @@ class Layer:
         channels: width of its tokens.
         heads: number of heads.
         head_dim: channels a head.
-        rule: how its factor follows from its grid; None leaves it dense.
+        rule: what it keeps; None leaves it dense.
         reason: why it is left dense, for people.
+        clock: when it is coarse; None means at all steps.
         height, width: its grid in the latest forward pass; 0 before the first.
         scores: [batch, tokens], on their way from the block's norm to its attention; else None.
     """
@@ -39,6 +41,7 @@ class Layer:
     head_dim: int
     rule: Rule | None = None
     reason: str = ""
+    clock: Clock | None = None
     height: int = 0
     width: int = 0
     scores: Tensor | None = None
@@ -51,13 +54,42 @@ class Layer:
         """The linear factor at a grid; 1 is dense."""
         return 1 if self.rule is None else self.rule.factor(grid)
 
+    @property
+    def active(self) -> bool:
+        """Whether this step is in its window.
+
+        Raises:
+            ConfigError: there is a window, but nothing tells how far the sampling has come.
+        """
+        if self.clock is None:
+            return True
+        if not self.clock.running:
+            raise ConfigError(
+                f"the patch is limited to the part {self.clock.start} to {self.clock.stop} of "
+                "the schedule, but the scheduler that it follows is not running; call apply_patch "
+                "again after exchanging pipe.scheduler, or patch.set_progress(step, steps) in a "
+                "loop of your own"
+            )
+        return self.clock.active
+
 
 @dataclass(frozen=True)
 class Rule:
-    """Either a fixed factor, or the smallest one that leaves at most ``budget`` keys."""
+    """What a layer keeps: a fixed factor, or the smallest that leaves at most ``budget`` keys.
+
+    Args:
+        fixed: linear factor, or None.
+        budget: most grid keys, where no factor is fixed.
+        anchors: kept besides the grid.
+        method: of taking the grid.
+        window: fractions of the schedule between which the layer is coarse.
+    """
 
     fixed: int | None = None
     budget: int = 1
+    anchors: int = 0
+    method: Method = "nearest"
+    window: tuple[float, float] = (0.0, 1.0)
 
     def __str__(self) -> str:
         return f"at most {self.budget} keys" if self.fixed is None else f"factor {self.fixed}"
@@ -96,53 +128,78 @@ class Clock:
 
 @dataclass(eq=False)
 class Plan:
-    """The layers of one denoiser, and when the patch is active.
+    """The layers of one denoiser, and the clocks that they follow.
 
     Args:
         config: what the user asked for.
         layers: every self-attention layer on an image grid, in model order.
         left_alone: name to reason, for other attention that looks like self-attention.
-        clock: None means all steps.
+        clocks: one for each step window that is not the whole schedule.
     """
 
-    config: PatchConfig
+    config: Options
     layers: list[Layer]
     left_alone: dict[str, str] = field(default_factory=dict)
-    clock: Clock | None = None
+    clocks: list[Clock] = field(default_factory=list)
     said_unchanged: set[Grid] = field(default_factory=set)
-
-    @property
-    def active(self) -> bool:
-        """Whether this step is in the window.
-
-        Raises:
-            ConfigError: there is a window, but nothing tells how far the sampling has come.
-        """
-        if self.clock is None:
-            return True
-        if not self.clock.running:
-            raise ConfigError(
-                f"the patch is limited to the part {self.config.start} to {self.config.stop} of "
-                "the schedule, but the scheduler that it follows is not running; call apply_patch "
-                "again after exchanging pipe.scheduler, or patch.set_progress(step, steps) in a "
-                "loop of your own"
-            )
-        return self.clock.active
 
     @property
     def patched(self) -> list[Layer]:
         return [layer for layer in self.layers if layer.rule is not None]
 
 
-def assign_rules(plan: Plan) -> None:
-    """Decides which layers are coarsened.
+def assign_rules(plan: Plan, classes: list[str]) -> None:
+    """Decides which layers are coarsened, and when.
+
+    Args:
+        plan: its layers are without rules.
+        classes: names of the class of the denoiser and of its bases.
 
     Raises:
         NothingPatchedError: no layer, or a level of the factor dict has none.
+        UnsupportedModelError: the options are a plan for another architecture.
     """
+    if isinstance(plan.config, TunedPlan):
+        _follow_tuned(plan, plan.config, classes)
+    else:
+        _follow_config(plan, plan.config)
+    clocks: dict[tuple[float, float], Clock] = {}
+    for layer in plan.patched:
+        assert layer.rule is not None, "patched layers have one"
+        if layer.rule.window != (0.0, 1.0):
+            layer.clock = clocks.setdefault(layer.rule.window, Clock(*layer.rule.window))
+    plan.clocks = list(clocks.values())
+
+
+def _follow_tuned(plan: Plan, tuned: TunedPlan, classes: list[str]) -> None:
+    here = {layer.name: (layer.channels, layer.heads) for layer in plan.layers}
+    there = {choice.name: (choice.channels, choice.heads) for choice in tuned.layers}
+    needed = {layer.name for layer in plan.layers if not layer.reason}
+    different = sorted(dict(there.items() - here.items()).keys() | needed - there.keys())
+    if tuned.model not in classes or different:
+        raise UnsupportedModelError(
+            f"this plan was made for another architecture: {tuned.model} with {len(there)} "
+            f"self-attention layers, not {classes[0]} with {len(here)}"
+            + (f"; they differ at {different[0]}" if different else "")
+            + "; make one for this model with tokendown tune"
+        )
+    choices = {choice.name: choice for choice in tuned.layers}
+    for layer in plan.layers:
+        choice = choices.get(layer.name)
+        if layer.reason or choice is None:
+            continue  # it cannot be coarse
+        if choice.factor == 1:
+            layer.reason = "dense in the plan"
+        else:
+            window = (choice.start, choice.stop)
+            layer.rule = Rule(choice.factor, anchors=choice.anchors, window=window)
+    if not plan.patched:
+        raise NothingPatchedError("this plan leaves every layer of the model dense")
+
+
+def _follow_config(plan: Plan, config: PatchConfig) -> None:
     candidates = [layer for layer in plan.layers if not layer.reason]
     found = _levels(candidates)
-    config = plan.config
     if not found:
         reasons = {*plan.left_alone.values(), *(layer.reason for layer in plan.layers)}
         raise NothingPatchedError(
@@ -164,13 +221,14 @@ def assign_rules(plan: Plan) -> None:
 
 def _wanted(config: PatchConfig, found: dict[int, int]) -> dict[int, Rule]:
     """Level to rule."""
-    if isinstance(config.factor, int):
-        return {min(found): Rule(fixed=config.factor)}
-    if config.factor is not None:
-        return {level: Rule(fixed=factor) for level, factor in config.factor.items()}
     assert config.budget is not None, "PatchConfig fills it in"
-    levels = [1] if config.preset == "paper" else found
-    return {level: Rule(budget=config.budget) for level in levels}
+    assert config.anchors is not None, "PatchConfig fills it in"
+    rule = Rule(None, config.budget, config.anchors, config.method, (config.start, config.stop))
+    if isinstance(config.factor, int):
+        return {min(found): replace(rule, fixed=config.factor)}
+    if config.factor is not None:
+        return {level: replace(rule, fixed=factor) for level, factor in config.factor.items()}
+    return dict.fromkeys([1] if config.preset == "paper" else found, rule)
 
 
 def _levels(layers: list[Layer]) -> dict[int, int]:

@@ -7,11 +7,13 @@ from typing import Annotated
 
 import typer
 
+from .analyze import analyze
 from .bench import bench
 from .doctor import doctor
 from .generate import generate
 from .sheet import compare
 from .summary import summary
+from .tune import tune
 
 app = typer.Typer(
     help="Fewer keys and values for the self-attention of diffusion models, without training.",
@@ -23,6 +25,8 @@ app.command()(generate)
 app.command()(compare)
 app.command()(summary)
 app.command()(bench)
+app.command()(analyze)
+app.command()(tune)
 app.command()(doctor)
 
 

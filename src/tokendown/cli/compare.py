@@ -12,6 +12,7 @@ from rich.table import Table
 from .. import captions, pictures, quality
 from .. import generate as gen
 from ..summary import Summary
+from ..tuned import TunedPlan
 from .output import out
 
 
@@ -125,6 +126,8 @@ def _patch_name(result: gen.Comparison) -> str:
     factors = sorted({layer.factor for layer in result.summary.layers if layer.factor > 1})
     if not factors:
         return "patched (changes nothing at this size)"
+    if isinstance(config, TunedPlan):
+        return f"tuned plan, factors {', '.join(map(str, factors))}"
     return f"factor {' and '.join(map(str, factors))}, {config.anchors} anchors"
 
 

@@ -18,6 +18,7 @@ from .._errors import ConfigError
 from ..models import builtin
 from ..models.loading import fingerprint
 from ..models.sources import versions
+from ..tuned import TunedPlan
 from . import options as opt
 from .compare import keys_text, print_comparison, save_comparison
 from .output import loading, out, politely, print_json, steps_bar, warn
@@ -52,6 +53,7 @@ def generate(
     method: opt.Method = None,
     start: opt.Start = None,
     stop: opt.Stop = None,
+    plan: opt.Plan = None,
     dense: opt.Dense = False,
     device: Annotated[
         str | None, typer.Option(help="cpu, cuda, cuda:1, mps. Default: the first that works.")
@@ -120,8 +122,7 @@ def read_request(given: Mapping[str, Any], recorded: Mapping[str, Any] | None) -
         changes["prompt"] = given["prompt"]
     if given["size"] is not None:
         changes["width"], changes["height"] = opt.parse_size(given["size"])
-    patch_given = given["dense"] or any(given[name] is not None for name in opt.PATCH_OPTIONS)
-    if patch_given:  # these replace recorded ones together: a factor excludes a budget
+    if opt.patch_given(given):  # these replace recorded ones together: a factor excludes a budget
         changes["config"] = opt.patch_config(given)
     return replace(request, **changes)
 
@@ -136,6 +137,9 @@ def remarks(pipe: Any, request: gen.Request, recorded: Any, plan: Any) -> list[s
             f"the patch changes nothing at {request.width}x{request.height}; try a larger --size, "
             "a smaller --budget, or --factor 2"
         )
+    tuned = request.config if isinstance(request.config, TunedPlan) else None
+    if plan is not None and tuned and not tuned.made_for(request.width, request.height):
+        notes.append("the plan was not made for this size: its error was not measured here")
     if recorded is None:
         return notes
     here = versions()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -11,6 +12,7 @@ import typer
 from .._errors import ConfigError
 from ..config import PatchConfig
 from ..models import builtin
+from ..tuned import Options, TunedPlan
 
 _PATCH = "What to keep"
 
@@ -62,6 +64,13 @@ Stop = Annotated[
     float | None,
     typer.Option(help="Part of the schedule where it ends.", rich_help_panel=_PATCH),
 ]
+Plan = Annotated[
+    Path | None,
+    typer.Option(
+        "--plan", metavar="FILE", help="Layer by layer, from tokendown tune.",
+        rich_help_panel=_PATCH,
+    ),
+]  # fmt: skip
 Dense = Annotated[bool, typer.Option("--dense", help="No patch.", rich_help_panel=_PATCH)]
 
 PATCH_OPTIONS = ("preset", "factor", "budget", "anchors", "method", "start", "stop")
@@ -96,17 +105,46 @@ def parse_factor(text: str) -> int | dict[int, int]:
     return {int(pair[1]): int(pair[2]) for pair in pairs if pair}
 
 
-def patch_config(given: Mapping[str, Any]) -> PatchConfig | None:
+def parse_numbers(text: str | None, default: tuple[int, ...], least: int) -> tuple[int, ...]:
+    """``"2,4"`` to (2, 4).
+
+    Raises:
+        ConfigError: it reads otherwise, or a number is smaller than ``least``.
+    """
+    if text is None:
+        return default
+    if not re.fullmatch(r"\s*\d+(\s*,\s*\d+)*\s*", text):
+        raise ConfigError(f"expected numbers such as 2,4, got {text!r}")
+    numbers = tuple(int(part) for part in text.split(","))
+    if min(numbers) < least:
+        raise ConfigError(f"expected numbers of at least {least}, got {text!r}")
+    return numbers
+
+
+def patch_given(given: Mapping[str, Any]) -> bool:
+    """Whether a command was told anything about the patch."""
+    names = ("plan", *PATCH_OPTIONS)
+    return bool(given.get("dense")) or any(given.get(name) is not None for name in names)
+
+
+def patch_config(given: Mapping[str, Any]) -> Options | None:
     """From the options of a command; None is dense.
 
     Raises:
-        ConfigError: a value is wrong, or options of a patch stand beside ``--dense``.
+        ConfigError: a value is wrong, or options of a patch stand beside ``--dense`` or ``--plan``.
+        LoadError: the plan cannot be read.
     """
     options = {name: given[name] for name in PATCH_OPTIONS if given.get(name) is not None}
+    plan = given.get("plan")
     if given.get("dense"):
-        if options:
-            raise ConfigError(f"--dense asks for no patch, so --{next(iter(options))} has no use")
+        unused = next(iter(options), "plan" if plan is not None else None)
+        if unused is not None:
+            raise ConfigError(f"--dense asks for no patch, so --{unused} has no use")
         return None
+    if plan is not None:
+        if options:
+            raise ConfigError(f"--plan says it all, so --{next(iter(options))} has no use")
+        return TunedPlan.load(plan)
     if "factor" in options:
         options["factor"] = parse_factor(options["factor"])
     return PatchConfig.from_dict(options)

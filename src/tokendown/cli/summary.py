@@ -24,6 +24,7 @@ def summary(
     method: opt.Method = None,
     start: opt.Start = None,
     stop: opt.Stop = None,
+    plan: opt.Plan = None,
     dense: opt.Dense = False,
     as_json: opt.Json = False,
 ) -> None:

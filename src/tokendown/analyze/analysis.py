@@ -1,0 +1,227 @@
+"""Dense runs of a few prompts, looked at layer by layer and call by call."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from itertools import pairwise
+from statistics import fmean
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from .._errors import ConfigError
+from ..grid import Grid
+from ..patch import find_denoisers
+from ..request import Request
+from ..sampling import Picture, Progress, sample
+from .measures import Candidate, overlap, top_tokens
+from .probe import LayerProbe, Probe
+
+FACTORS = (2, 3, 4, 6, 8)
+ANCHORS = (0, 32, 128)
+QUERIES = 256
+_MAP = 32  # most rows and columns of a map that is kept
+
+
+@dataclass(frozen=True)
+class LayerAnalysis:
+    """One self-attention layer, mean over prompts.
+
+    Attributes:
+        name: dotted path in the denoiser.
+        grid: (height, width) of its tokens.
+        downsample: of its grid relative to the finest one.
+        channels: width of its tokens.
+        heads: number of heads.
+        head_dim: channels a head.
+        measures: name to one value a call: those of :mod:`.measures`, ``effective_keys`` (the
+            exponential of the entropy), ``stay`` (part of the most attended tokens that were so at
+            the call before) and ``agree`` (part that they share with another prompt).
+        errors: (factor, anchors) to one relative squared error a call.
+        received: share of all attention times the number of tokens, a map of at most 32 x 32
+            (the largest of those that fall together).
+    """
+
+    name: str
+    grid: tuple[int, int]
+    downsample: int
+    channels: int
+    heads: int
+    head_dim: int
+    measures: dict[str, list[float]] = field(default_factory=dict)
+    errors: dict[Candidate, list[float]] = field(default_factory=dict)
+    received: list[list[float]] = field(default_factory=list)
+
+    def error(self, candidate: Candidate, start: float = 0.0, stop: float = 1.0) -> float:
+        """Mean over the calls of a part of the schedule; 0 for factor 1."""
+        if candidate[0] == 1:
+            return 0.0
+        calls = self.errors[candidate]
+        return fmean(x for i, x in enumerate(calls) if start <= i / len(calls) < stop)
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """All layers of a denoiser.
+
+    Attributes:
+        model: class name of the denoiser.
+        request: how the pictures were made, as JSON types.
+        prompts: of the pictures.
+        timesteps: of each call of the denoiser.
+        layers: in the order in which they run.
+    """
+
+    model: str
+    request: dict[str, Any]
+    prompts: tuple[str, ...]
+    timesteps: tuple[float, ...]
+    layers: tuple[LayerAnalysis, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON types."""
+        layers = []
+        for layer in self.layers:
+            errors = {f"{f}/{a}": values for (f, a), values in layer.errors.items()}
+            layers.append({**asdict(replace(layer, errors={})), "errors": errors})
+        return {
+            "analysis": 1,
+            "model": self.model,
+            "request": self.request,
+            "prompts": list(self.prompts),
+            "timesteps": list(self.timesteps),
+            "layers": layers,
+        }
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> Analysis:
+        """The inverse of :meth:`to_dict`, also after a round trip through JSON.
+
+        Raises:
+            ConfigError: it is no analysis.
+        """
+        if record.get("analysis") != 1:
+            raise ConfigError("expected what tokendown analyze wrote")
+        try:
+            layers = []
+            for layer in record["layers"]:
+                pairs = ((key.split("/"), values) for key, values in layer["errors"].items())
+                errors = {(int(f), int(a)): values for (f, a), values in pairs}
+                grid = (int(layer["grid"][0]), int(layer["grid"][1]))
+                layers.append(LayerAnalysis(**{**layer, "grid": grid, "errors": errors}))
+            return cls(
+                record["model"],
+                dict(record["request"]),
+                tuple(record["prompts"]),
+                tuple(record["timesteps"]),
+                tuple(layers),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+            raise ConfigError(f"a damaged analysis: {error!r}") from error
+
+
+def analyze(
+    pipe: Any,
+    request: Request,
+    prompts: Sequence[str],
+    *,
+    factors: Sequence[int] = FACTORS,
+    anchors: Sequence[int] = ANCHORS,
+    queries: int = QUERIES,
+    progress: Progress | None = None,
+    made: Callable[[Picture], None] | None = None,
+) -> Analysis:
+    """Makes one dense picture of each prompt and looks at every self-attention layer meanwhile.
+
+    Args:
+        pipe: a diffusers pipeline that makes pictures from text, not patched.
+        request: size, steps, guidance and first seed (prompt i has seed + i), all filled in as
+            ``open_pipeline`` does; its prompt and patch are not used.
+        prompts: at least one.
+        factors: >= 2, whose error is wanted.
+        anchors: >= 0, likewise.
+        queries: of a layer that are looked at in each call; more are more exact and slower.
+        progress: called after every step with those of all pictures together.
+        made: called with every picture.
+
+    Raises:
+        ConfigError: the pipeline is patched, or an argument is out of its range.
+        UnsupportedModelError: no layer can be looked into.
+        GenerateError: out of memory.
+    """
+    if not prompts or queries < 1 or min(factors) < 2 or min(anchors) < 0:
+        raise ConfigError("expected a prompt, factors >= 2, anchors >= 0 and a query at least")
+    denoiser: Any = find_denoisers(pipe)[0]
+    candidates = [(f, a) for f in sorted(set(factors)) for a in sorted(set(anchors))]
+    runs = []
+    for index, prompt in enumerate(prompts):
+        one = replace(request, prompt=prompt, seed=request.seed + index, config=None)
+
+        def advance(done: int, steps: int, before: int = index) -> None:
+            if progress is not None:
+                progress(before * steps + done, len(prompts) * steps)
+
+        with Probe(denoiser, candidates, queries) as probe:
+            picture = sample(pipe, one, advance)
+        runs.append(probe)
+        if made is not None:
+            made(picture)
+    settings = {**request.to_dict(), "config": None, "prompt": ""}
+    return Analysis(
+        type(denoiser).__name__,
+        settings,
+        tuple(prompts),
+        tuple(runs[0].times),
+        tuple(_gather(list(probes)) for probes in zip(*(run.layers for run in runs), strict=True)),
+    )
+
+
+def _gather(probes: list[LayerProbe]) -> LayerAnalysis:
+    """The same layer in the runs of all prompts."""
+    layer = probes[0].layer
+    grid = layer.grid
+    calls = range(len(probes[0].calls))
+    measures = {
+        name: [fmean(probe.calls[call][name] for probe in probes) for call in calls]
+        for name in probes[0].calls[0]
+    }
+    measures["effective_keys"] = [math.exp(entropy) for entropy in measures["entropy"]]
+    tops = [[top_tokens(received) for received in probe.received] for probe in probes]
+    measures["stay"] = [
+        fmean(overlap(top[call], top[max(0, call - 1)]) for top in tops) for call in calls
+    ]
+    if len(probes) > 1:
+        measures["agree"] = [
+            fmean(overlap(a[call], b[call]) for a, b in pairwise(tops)) for call in calls
+        ]
+    received = torch.stack([torch.stack(probe.received).mean(0) for probe in probes]).mean(0)
+    return LayerAnalysis(
+        layer.name,
+        (grid.height, grid.width),
+        layer.downsample,
+        layer.channels,
+        layer.heads,
+        layer.head_dim,
+        {name: _rounded(values) for name, values in measures.items()},
+        {
+            candidate: _rounded(
+                [fmean(p.errors[call][candidate] for p in probes) for call in calls]
+            )
+            for candidate in probes[0].errors[0]
+        },
+        _small_map(received * grid.tokens, grid),
+    )
+
+
+def _small_map(values: Tensor, grid: Grid) -> list[list[float]]:
+    size = (min(_MAP, grid.height), min(_MAP, grid.width))
+    pooled = functional.adaptive_max_pool2d(values.view(1, grid.height, grid.width), size)
+    return [_rounded(row) for row in pooled[0].tolist()]
+
+
+def _rounded(values: Sequence[float]) -> list[float]:
+    return [float(f"{value:.4g}") for value in values]

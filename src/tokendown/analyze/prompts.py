@@ -1,0 +1,43 @@
+"""What pictures an analysis looks at when it is told nothing: things every model knows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from .._errors import ConfigError, LoadError
+
+PROMPTS = (
+    "a red heart on a white background",
+    "a slice of pizza on a blue background",
+    "a cat on a green background",
+    "a house with a garden on a yellow background",
+    "a rocket on a black background",
+    "an apple on a pink background",
+    "a dog on an orange background",
+    "a sailboat on a gray background",
+)
+
+
+def pick_prompts(given: list[str], file: Path | None, count: int | None) -> list[str]:
+    """What the user gave, else the first ``count`` of :data:`PROMPTS`.
+
+    Args:
+        given: prompts.
+        file: one prompt a line; empty lines are skipped.
+        count: how many at most; None means all that were given.
+
+    Raises:
+        LoadError: the file cannot be read.
+        ConfigError: there are fewer than ``count``.
+    """
+    found = list(given)
+    if file is not None:
+        try:
+            lines = file.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise LoadError(f"{file}: not a readable text file") from error
+        found += [line.strip() for line in lines if line.strip()]
+    found = found or list(PROMPTS)
+    if count is not None and len(found) < count:
+        raise ConfigError(f"expected at least {count} prompts, got {len(found)}")
+    return found[:count]

@@ -1,0 +1,172 @@
+"""An analysis as one HTML page."""
+
+from __future__ import annotations
+
+from statistics import fmean
+
+from . import svg
+from .analysis import Analysis, LayerAnalysis
+from .measures import TOP
+from .page import figure, page, row, section, short_name, table
+
+
+def similarity_map(analysis: Analysis) -> str:
+    """The paper's Figure 4: the lowest similarity in 3 x 3 tokens, by layer and timestep."""
+    lowest = min(min(layer.measures["similarity"]) for layer in analysis.layers)
+    bounds = (min(0.0, lowest), 1.0)
+    return _map(analysis, "similarity", "lowest cosine similarity in 3 x 3 tokens", bounds)
+
+
+def report(analysis: Analysis) -> str:
+    """The page."""
+    request = analysis.request
+    prompts = len(analysis.prompts)
+    lead = (
+        f"{analysis.model} of {request['model']}, {request['width']} x {request['height']} pixels, "
+        f"{len(analysis.timesteps)} calls, {prompts} prompt{'s' * (prompts > 1)}, dense"
+    )
+    return page(
+        "Self-attention of a diffusion model",
+        lead,
+        [
+            _similarity(analysis),
+            _errors(analysis),
+            _sinks(analysis),
+            _entropy(analysis),
+            _foot(analysis),
+        ],
+    )
+
+
+def _similarity(analysis: Analysis) -> str:
+    return section(
+        "Neighbours are alike",
+        "For every token, the lowest cosine similarity between any two tokens of the 3 x 3 "
+        "neighbourhood around it; mean over tokens. Where it is high, one token of a cell can "
+        "speak for the others.",
+        figure(
+            similarity_map(analysis),
+            "Layers from input to output, timesteps from noise to picture.",
+        ),
+        figure(
+            _map(analysis, "similarity_low", "5 % quantile"),
+            "The same for the least alike 5 % of the neighbourhoods: edges and fine detail.",
+        ),
+    )
+
+
+def _errors(analysis: Analysis) -> str:
+    candidates = sorted({pair for layer in analysis.layers for pair in layer.errors})
+    names = [f"{f}, {a}" if a else f"{f}" for f, a in candidates]
+    rows = {
+        short_name(layer.name): [
+            layer.error(pair) if pair in layer.errors else float("nan") for pair in candidates
+        ]
+        for layer in analysis.layers
+    }
+    plots = [
+        figure(
+            svg.heat_map(
+                rows, names, label="output error by layer", unit="relative squared error",
+                log=True, form=".1e",
+            ),
+            "Columns: factor, anchors. Mean over the schedule; gray where the grid is too small.",
+        )
+    ]  # fmt: skip
+    known = [layer for layer in analysis.layers if layer.errors]
+    if known:
+        finest = min(layer.downsample for layer in known)
+        plots.append(_over_time([layer for layer in known if layer.downsample == finest]))
+    return section(
+        "What fewer keys change",
+        "Squared error of each attention module's own output over its squared size, if it alone "
+        "had the keys of a coarse grid, without and with anchors; on the true inputs of the dense "
+        "run.",
+        *plots,
+    )
+
+
+def _over_time(layers: list[LayerAnalysis]) -> str:
+    series = {}
+    for factor, anchors in sorted(layers[0].errors):
+        of_layers = [layer.errors[factor, anchors] for layer in layers]
+        means = [fmean(values) for values in zip(*of_layers, strict=True)]
+        series[f"{factor}, {anchors} anchors"] = [
+            (call / len(means), mean) for call, mean in enumerate(means)
+        ]
+    plot = svg.lines(
+        series, label="output error over the schedule", log=True,
+        names=("part of the schedule", "relative squared error"),
+    )  # fmt: skip
+    return figure(plot, "The finest layers, mean: at which steps fewer keys cost most.")
+
+
+_SINKS = {
+    "largest": ("largest", ".1f"),
+    "top_mass": (f"share of {TOP}", ".0%"),
+    "border": ("at the border", ".0%"),
+    "on_grid": ("on grid 2", ".0%"),
+    "found": ("kept", ".0%"),
+    "stay": ("stay", ".0%"),
+    "agree": ("agree", ".0%"),
+}
+
+
+def _sinks(analysis: Analysis) -> str:
+    shown = {name: value for name, value in _SINKS.items() if name in analysis.layers[0].measures}
+    rows = [
+        [
+            short_name(layer.name),
+            f"{layer.grid[0]}x{layer.grid[1]}",
+            *(format(fmean(layer.measures[name]), form) for name, (_, form) in shown.items()),
+        ]
+        for layer in analysis.layers
+    ]
+    maps = [
+        figure(svg.tiles(layer.received, label=short_name(layer.name))) for layer in analysis.layers
+    ]
+    return section(
+        "Attention sinks",
+        f"How much attention the tokens receive; 1 would be even. Of the {TOP} tokens that receive "
+        "most: their share of all attention, how many lie within two tokens of the border, on the "
+        "coarse grid of factor 2 (a quarter does by chance), are kept by that grid and as many "
+        "anchors, were among them at the call before, and are so in another prompt too. Below, "
+        "received attention in the picture plane.",
+        table(["layer", "grid", *(name for name, _ in shown.values())], rows),
+        row(maps),
+    )
+
+
+def _entropy(analysis: Analysis) -> str:
+    shares = {
+        short_name(layer.name): [
+            keys / (layer.grid[0] * layer.grid[1]) for keys in layer.measures["effective_keys"]
+        ]
+        for layer in analysis.layers
+    }
+    plot = svg.heat_map(
+        shares, _times(analysis), label="effective keys", unit="part of all keys", log=True,
+        form=".2g",
+    )  # fmt: skip
+    return section(
+        "How many keys a query uses",
+        "The exponential of the entropy of a query's weights, over the number of keys. 1 is the "
+        "same weight for all, a small number a sharp choice.",
+        figure(plot),
+    )
+
+
+def _foot(analysis: Analysis) -> str:
+    prompts = "; ".join(analysis.prompts)
+    return section("How it was made", f"Prompts: {prompts}. Seeds from {analysis.request['seed']}.")
+
+
+def _map(
+    analysis: Analysis, measure: str, unit: str, bounds: tuple[float, float] | None = None
+) -> str:
+    rows = {short_name(layer.name): layer.measures[measure] for layer in analysis.layers}
+    return svg.heat_map(rows, _times(analysis), label=unit, unit=unit, bounds=bounds)
+
+
+def _times(analysis: Analysis) -> list[str]:
+    return [f"{time:.0f}" for time in analysis.timesteps]

@@ -1,0 +1,143 @@
+"""``tokendown analyze``: what the self-attention of a pipeline does, as JSON and as a page."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .. import generate as gen
+from .. import pictures
+from .._errors import ConfigError, GenerateError
+from ..analyze import Analysis
+from ..analyze import analyze as analyse
+from ..analyze.analysis import ANCHORS, FACTORS, QUERIES
+from ..analyze.prompts import pick_prompts
+from ..analyze.report import report, similarity_map
+from ..models import builtin
+from . import options as opt
+from .generate import is_random
+from .output import loading, out, politely, print_json, steps_bar, warn
+
+Prompts = Annotated[list[str] | None, typer.Argument(help="What to show. Default: a fixed few.")]
+PromptFile = Annotated[Path | None, typer.Option("--prompts", help="A file, one prompt a line.")]
+Steps = Annotated[int | None, typer.Option(help="Default: the pipeline's own.")]
+Guidance = Annotated[float | None, typer.Option(help="Default: the pipeline's own.")]
+Seed = Annotated[int | None, typer.Option(help="Picture i has seed + i. Default 0.")]
+Device = Annotated[str | None, typer.Option(help="Default: the first that works.")]
+Dtype = Annotated[str | None, typer.Option(help="Default: float32 on cpu, else float16.")]
+Folder = Annotated[Path, typer.Option("--out", help="Folder for the files.")]
+Factors = Annotated[str | None, typer.Option(metavar="N,...", help="Candidate factors.")]
+AnchorCounts = Annotated[
+    str | None, typer.Option("--anchors", metavar="N,...", help="Candidate numbers of anchors.")
+]
+Quick = Annotated[bool, typer.Option("--quick", help="Fewer prompts and steps: a first look.")]
+
+QUICK_STEPS = 8
+_REQUEST = ("model", "steps", "guidance", "seed", "device", "dtype")
+
+
+def analyze(
+    ctx: typer.Context,
+    prompts: Prompts = None,
+    prompt_file: PromptFile = None,
+    model: opt.Model = None,
+    size: opt.Size = None,
+    steps: Steps = None,
+    guidance: Guidance = None,
+    seed: Seed = None,
+    factors: Factors = None,
+    anchors: AnchorCounts = None,
+    queries: Annotated[int, typer.Option(min=1, help="Looked at in every layer.")] = QUERIES,
+    device: Device = None,
+    dtype: Dtype = None,
+    out_folder: Folder = Path("out/analysis"),
+    quick: Quick = False,
+    as_json: opt.Json = False,
+) -> None:
+    """Look into the self-attention of a dense model: similarity, sinks, entropy, errors."""
+    with politely(as_json):
+        pictures.check_folder(out_folder)
+        words = pick_prompts(prompts or [], prompt_file, None if prompts or prompt_file else 4)
+        words = words[:1] if quick else words
+        chosen = (
+            opt.parse_numbers(factors, FACTORS, least=2),
+            opt.parse_numbers(anchors, ANCHORS, least=0),
+        )
+        pipe, request = open_for_study(ctx.params, quick)
+        with steps_bar(f"{len(words)} dense pictures") as advance:
+            analysis = analyse(
+                pipe, request, words, factors=chosen[0], anchors=chosen[1], queries=queries,
+                progress=advance,
+            )  # fmt: skip
+        files = save_analysis(out_folder, analysis)
+        if as_json:
+            print_json({**analysis.to_dict(), "paths": [str(path) for path in files]})
+            return
+        for path in files:
+            out().print(str(path), markup=False, soft_wrap=True)
+
+
+def open_for_study(given: Mapping[str, Any], quick: bool) -> tuple[Any, gen.Request]:
+    """The pipeline of a command and what its pictures have in common.
+
+    Raises:
+        As generate.open_pipeline.
+    """
+    changes = {name: given[name] for name in _REQUEST if given[name] is not None}
+    width, height = opt.parse_size(given["size"])
+    if quick:
+        changes.setdefault("steps", QUICK_STEPS)
+    request = gen.Request(width=width, height=height, config=None, **changes)
+    with loading(request.model):
+        pipe, request = gen.open_pipeline(request)
+    if is_random(request):
+        warn(builtin.RANDOM_WARNING)
+    return pipe, request
+
+
+def save_analysis(folder: Path, analysis: Analysis) -> list[Path]:
+    """Writes the numbers, the page, and the paper's Figure 4.
+
+    Raises:
+        GenerateError: the folder cannot be written.
+    """
+    return save_texts(
+        folder,
+        {
+            "analysis.json": json.dumps(analysis.to_dict(), allow_nan=False) + "\n",
+            "analysis.html": report(analysis),
+            "figure4.svg": similarity_map(analysis) + "\n",
+        },
+    )
+
+
+def save_texts(folder: Path, texts: Mapping[str, str]) -> list[Path]:
+    """Writes text files, replacing those of an earlier run.
+
+    Raises:
+        GenerateError: the folder cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, words in texts.items():
+            (folder / name).write_text(words, encoding="utf-8")
+    except OSError as error:
+        raise GenerateError(f"cannot write to {folder}: {error.strerror or error}") from error
+    return [folder / name for name in texts]
+
+
+def load_analysis(path: Path) -> Analysis:
+    """Reads ``analysis.json``.
+
+    Raises:
+        ConfigError: no such file, or not an analysis.
+    """
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: not a readable analysis.json") from error
+    return Analysis.from_dict(record if isinstance(record, dict) else {})

@@ -1,0 +1,145 @@
+"""``tokendown tune``: a plan for one model and size, with the evidence for it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich import box
+from rich.table import Table
+
+from .. import pictures
+from .._errors import ConfigError
+from ..analyze.analysis import ANCHORS, FACTORS
+from ..analyze.prompts import pick_prompts
+from ..tune import Target, Tuning
+from ..tune import tune as choose_plan
+from ..tune.report import pareto_plot, report, to_dict
+from . import analyze as study
+from . import options as opt
+from .output import out, politely, print_json, steps_bar, warn
+
+_TARGET = "What to reach (one of these)"
+
+
+def tune(
+    ctx: typer.Context,
+    prompts: study.Prompts = None,
+    prompt_file: study.PromptFile = None,
+    held_out: Annotated[
+        int | None, typer.Option(min=1, help="How many of the last prompts only check. Default 2.")
+    ] = None,
+    like: Annotated[
+        str | None,
+        typer.Option(
+            metavar="paper|auto",
+            help="Least error, no dearer than this preset. Default: auto.",
+            rich_help_panel=_TARGET,
+        ),
+    ] = None,
+    speedup: Annotated[
+        float | None, typer.Option(help="Least error at this speed-up.", rich_help_panel=_TARGET)
+    ] = None,
+    error: Annotated[
+        float | None,
+        typer.Option(help="Least time at this error of the picture.", rich_help_panel=_TARGET),
+    ] = None,
+    model: opt.Model = None,
+    size: opt.Size = None,
+    steps: study.Steps = None,
+    guidance: study.Guidance = None,
+    seed: study.Seed = None,
+    factors: study.Factors = None,
+    anchors: study.AnchorCounts = None,
+    parts: Annotated[
+        int | None, typer.Option(min=1, help="Parts of the schedule that windows are made of.")
+    ] = None,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Time the layers here instead of counting FLOPs.")
+    ] = False,
+    device: study.Device = None,
+    dtype: study.Dtype = None,
+    out_folder: study.Folder = Path("out/plan"),
+    quick: study.Quick = False,
+    as_json: opt.Json = False,
+) -> None:
+    """Choose factor, anchors and steps of every layer from a few prompts; write a plan."""
+    with politely(as_json):
+        pictures.check_folder(out_folder)
+        tuning = _tune(ctx.params, _target(error, speedup, like))
+        files = _save(out_folder, tuning)
+        for note in tuning.notes:
+            warn(note)
+        if as_json:
+            paths = [str(path) for path in files]
+            print_json({**to_dict(tuning), "plan": tuning.plan.to_dict(), "paths": paths})
+        else:
+            _print(tuning, files)
+
+
+def _tune(given: Mapping[str, Any], target: Target) -> Tuning:
+    quick, own = given["quick"], given["prompts"] or given["prompt_file"]
+    checks = given["held_out"] or (1 if quick else 2)
+    default = checks + (1 if quick else 2)
+    words = pick_prompts(given["prompts"] or [], given["prompt_file"], None if own else default)
+    if len(words) <= checks:
+        raise ConfigError(f"expected more than {checks} prompts, got {len(words)}")
+    candidates = {
+        "factors": opt.parse_numbers(given["factors"], FACTORS, least=2),
+        "anchors": opt.parse_numbers(given["anchors"], ANCHORS, least=0),
+    }
+    pipe, request = study.open_for_study(given, quick)
+    with steps_bar("pictures") as advance:
+        return choose_plan(
+            pipe, request, words[:-checks], words[-checks:], target, **candidates,
+            parts=given["parts"] or (2 if quick else 4), measure=given["measure"],
+            progress=advance,
+        )  # fmt: skip
+
+
+def _target(error: float | None, speedup: float | None, like: str | None) -> Target:
+    if like not in (None, "paper", "auto"):
+        raise ConfigError(f"expected --like paper or auto, got {like!r}")
+    if error is None and speedup is None and like is None:
+        like = "auto"
+    return Target(error, speedup, like)  # type: ignore[arg-type]
+
+
+def _save(folder: Path, tuning: Tuning) -> list[Path]:
+    plan = json.dumps(tuning.plan.to_dict(), indent=1) + "\n"
+    return [
+        *study.save_texts(
+            folder,
+            {
+                "plan.json": plan,
+                "tuning.json": json.dumps(to_dict(tuning), allow_nan=False) + "\n",
+                "tuning.html": report(tuning),
+                "pareto.svg": pareto_plot(tuning) + "\n",
+            },
+        ),
+        *study.save_analysis(folder, tuning.analysis),
+    ]
+
+
+def _print(tuning: Tuning, files: list[Path]) -> None:
+    table = Table(title="held-out prompts", title_justify="left", box=box.SIMPLE_HEAD)
+    table.add_column("method")
+    for column in ("speed-up", "error", "expected", "PSNR, dB", "SSIM", "seconds"):
+        table.add_column(column, justify="right")
+    for entry in tuning.entries:
+        table.add_row(
+            entry.name,
+            f"{entry.speedup:.2f}",
+            f"{entry.error:.3g}",
+            "" if entry.predicted_error is None else f"{entry.predicted_error:.3g}",
+            "" if entry.psnr_db is None else f"{entry.psnr_db:.1f}",
+            f"{entry.ssim:.3f}",
+            f"{entry.seconds:.2f}",
+        )
+    console = out()
+    console.print(table)
+    for path in files:
+        console.print(str(path), markup=False, soft_wrap=True)

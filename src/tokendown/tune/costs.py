@@ -1,0 +1,150 @@
+"""What each option of a layer costs: FLOPs as predicted, or seconds as measured here."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from ..analyze import Analysis, LayerAnalysis
+from ..analyze.measures import Candidate
+from ..flops import self_attention_flops
+from ..grid import Grid
+from ..patch import apply_patch
+from ..select import kept_tokens
+from ..summary import Summary
+from .effects import Calls, Uniform, Window, plan_of
+
+_ROUNDS = 3
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Of one call of the denoiser, in one unit.
+
+    Attributes:
+        unit: "FLOPs" or "seconds".
+        whole: of the dense call.
+        layers: name to (factor, anchors) to cost; (1, 0) is dense.
+    """
+
+    unit: str
+    whole: float
+    layers: Mapping[str, Mapping[Candidate, float]]
+
+    def of(self, name: str, candidate: Candidate, window: Window, steps: int) -> float:
+        """A layer over the whole schedule, dense outside the window."""
+        dense, coarse = self.layers[name][1, 0], self.layers[name][candidate]
+        active = sum(window[0] <= step / steps < window[1] for step in range(steps))
+        return active * coarse + (steps - active) * dense
+
+
+def predicted(analysis: Analysis, dense: Summary) -> Costs:
+    """FLOPs, as in the summary of the dense model."""
+    before = {layer.name: layer.flops_before for layer in dense.layers}
+    return Costs(
+        "FLOPs",
+        dense.step_flops_before,
+        {
+            layer.name: {
+                candidate: before[layer.name] * _share(layer, candidate)
+                for candidate in ((1, 0), *layer.errors)
+            }
+            for layer in analysis.layers
+        },
+    )
+
+
+def _share(layer: LayerAnalysis, candidate: Candidate) -> float:
+    """FLOPs of the layer over those of the dense layer."""
+    grid = Grid(*layer.grid)
+    shape = (layer.channels, layer.heads, layer.head_dim)
+    kept = kept_tokens(grid, candidate[0], candidate[1])
+    few = self_attention_flops(grid.tokens, kept, *shape)
+    return few / self_attention_flops(grid.tokens, grid.tokens, *shape)
+
+
+def measured(analysis: Analysis, calls: Calls) -> Costs:
+    """Seconds of each attention module, in replayed calls; the median of three rounds."""
+    dense = (1, 0)
+    candidates = [dense, *sorted({pair for layer in analysis.layers for pair in layer.errors})]
+    modules = {layer.name: calls.denoiser.get_submodule(layer.name) for layer in analysis.layers}
+    found: dict[str, dict[Candidate, list[float]]] = {name: {} for name in modules}
+    whole: list[float] = []
+    for _ in range(_ROUNDS):  # every round has all of them: a slow minute hits all alike
+        for candidate in candidates:
+            with ExitStack() as stack:
+                if candidate != dense:
+                    plan = plan_of(analysis, Uniform(candidate))
+                    stack.enter_context(apply_patch(calls.denoiser, plan))
+                watch = stack.enter_context(Stopwatch(modules))
+                seconds = watch.time(calls)
+            if candidate == dense:
+                whole.append(seconds)
+            for layer in analysis.layers:
+                if candidate == dense or candidate in layer.errors:
+                    found[layer.name].setdefault(candidate, []).append(watch.seconds[layer.name])
+    return Costs(
+        "seconds",
+        median(whole),
+        {
+            name: {pair: median(all_) for pair, all_ in pairs.items()}
+            for name, pairs in found.items()
+        },
+    )
+
+
+class Stopwatch:
+    """Times modules while a ``with`` block runs; on a GPU it waits for every one of them.
+
+    Args:
+        modules: by name.
+
+    Attributes:
+        seconds: spent in each.
+    """
+
+    def __init__(self, modules: Mapping[str, nn.Module]) -> None:
+        self.modules = modules
+        self.seconds = dict.fromkeys(modules, 0.0)
+        self._handles: list[Any] = []
+
+    def __enter__(self) -> Self:
+        for name, module in self.modules.items():
+            # The norms of a patched layer are outside: they are no part of what grows with keys.
+            self._handles.append(
+                module.register_forward_pre_hook(lambda *_, n=name: self._begin(n))
+            )
+            self._handles.append(module.register_forward_hook(lambda *_, n=name: self._end(n)))
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def time(self, calls: Calls) -> float:
+        """Seconds of the first kept call as a whole."""
+        begin = _now()
+        calls.replay(0)
+        return _now() - begin
+
+    def _begin(self, name: str) -> None:
+        self.seconds[name] -= _now()
+
+    def _end(self, name: str) -> None:
+        self.seconds[name] += _now()
+
+
+def _now() -> float:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()

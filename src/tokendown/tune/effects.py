@@ -1,0 +1,203 @@
+"""How an error in one layer shows in the picture: two measured numbers that scale it.
+
+``gain`` of a layer: squared error of the denoiser's output when this layer alone is coarse, over
+the error of the layer's own output. ``weight`` of a part of the schedule: error of the picture when
+a reference plan is active in this part alone, over the denoiser errors that the gains predict for
+it. Errors of layers are taken to add up, and so are those of parts: a first approximation, true
+for small independent errors. The choice is therefore checked on pictures that it has not seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy
+import torch
+from torch import Tensor
+
+from ..analyze import Analysis, LayerAnalysis
+from ..analyze.measures import Candidate
+from ..patch import apply_patch
+from ..request import Request
+from ..sampling import Picture, sample
+from ..tuned import LayerChoice, TunedPlan
+
+Window = tuple[float, float]
+Tick = Callable[[], None]
+_TINY = 1e-9  # an error in float32 that says nothing
+
+
+def parts_of(count: int) -> list[Window]:
+    """The schedule in equal parts."""
+    return [(i / count, (i + 1) / count) for i in range(count)]
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """The same candidate wherever it is usable, or in one layer only.
+
+    Args:
+        candidate: (factor, anchors).
+        only: name of a layer.
+    """
+
+    candidate: Candidate
+    only: str | None = None
+
+    def __call__(self, layer: LayerAnalysis) -> Candidate:
+        meant = self.only in (None, layer.name) and self.candidate in layer.errors
+        return self.candidate if meant else (1, 0)
+
+
+def plan_of(
+    analysis: Analysis, choose: Callable[[LayerAnalysis], Candidate], window: Window = (0.0, 1.0)
+) -> TunedPlan:
+    """A plan that chooses by layer, in one window."""
+    layers = []
+    for layer in analysis.layers:
+        factor, anchors = choose(layer)
+        where = window if factor > 1 else (0.0, 1.0)
+        kept = anchors if factor > 1 else 0
+        layers.append(
+            LayerChoice(layer.name, layer.channels, layer.heads, factor, kept, where[0], where[1])
+        )
+    return TunedPlan(analysis.model, tuple(layers), (size_of(analysis),))
+
+
+def size_of(analysis: Analysis) -> tuple[int, int]:
+    """(width, height) in pixels."""
+    return int(analysis.request["width"]), int(analysis.request["height"])
+
+
+# Gains
+
+
+class Calls:
+    """Keeps the inputs of the calls of a denoiser, until it is released.
+
+    Args:
+        denoiser: whose.
+    """
+
+    def __init__(self, denoiser: Any) -> None:
+        self.denoiser = denoiser
+        self.kept: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+        self._handle = denoiser.register_forward_pre_hook(self._note, with_kwargs=True)
+
+    def _note(self, _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.kept.append((_copy(args), _copy(kwargs)))
+
+    def release(self) -> None:
+        """Looks no longer."""
+        self._handle.remove()
+
+    def keep(self, wanted: Sequence[int]) -> None:
+        """Forgets the others."""
+        self.kept = [self.kept[index] for index in wanted]
+
+    @torch.no_grad()
+    def replay(self, index: int) -> Tensor:
+        """The output of a kept call of the denoiser as it is now, flat."""
+        args, kwargs = self.kept[index]
+        result = self.denoiser(*args, **kwargs)
+        output: Tensor = result[0]
+        return output.float().flatten()
+
+
+def _copy(value: Any) -> Any:
+    """Containers and tensors are copied: a pipeline may reuse them."""
+    if isinstance(value, Tensor):
+        return value.clone()
+    if isinstance(value, dict):
+        return {name: _copy(item) for name, item in value.items()}
+    if isinstance(value, (tuple, list)):
+        return type(value)(_copy(item) for item in value)
+    return value
+
+
+def middle_calls(calls: int, parts: int) -> list[int]:
+    """The index of the call in the middle of each part."""
+    return [min(calls - 1, int((i + 0.5) * calls / parts)) for i in range(parts)]
+
+
+def measure_gains(
+    analysis: Analysis, calls: Calls, reference: Callable[[LayerAnalysis], Candidate], tick: Tick
+) -> dict[str, list[float]]:
+    """For every layer with a usable reference one gain a part of the schedule."""
+    parts = parts_of(len(calls.kept))
+    dense = [calls.replay(index) for index in range(len(parts))]
+    gains = {}
+    for layer in analysis.layers:
+        candidate = reference(layer)
+        if candidate[0] == 1:
+            continue
+        only = plan_of(analysis, Uniform(candidate, layer.name))
+        with apply_patch(calls.denoiser, only):
+            outputs = [calls.replay(index) for index in range(len(parts))]
+        gains[layer.name] = [
+            relative_error(output, want) / max(layer.error(candidate, *part), _TINY)
+            for output, want, part in zip(outputs, dense, parts, strict=True)
+        ]
+        tick()
+    return gains
+
+
+# Weights
+
+
+def measure_weights(
+    analysis: Analysis,
+    gains: dict[str, list[float]],
+    pipe: Any,
+    requests: Sequence[Request],
+    dense: Sequence[Picture],
+    reference: Callable[[LayerAnalysis], Candidate],
+    tick: Tick,
+) -> list[float]:
+    """One weight a part: picture error for each unit of predicted denoiser error."""
+    count = len(next(iter(gains.values())))
+    weights = []
+    for index, part in enumerate(parts_of(count)):
+        predicted = sum(
+            gains[layer.name][index] * layer.error(reference(layer), *part)
+            for layer in analysis.layers
+            if layer.name in gains
+        )
+        errors = []
+        for request, picture in zip(requests, dense, strict=True):
+            plan = plan_of(analysis, reference, part)
+            errors.append(picture_error(make(pipe, request, plan), picture))
+            tick()
+        weights.append(sum(errors) / len(errors) / max(predicted, _TINY))
+    return weights
+
+
+def make(pipe: Any, request: Request, plan: Any) -> Picture:
+    """One picture under a plan, or dense without one."""
+    if plan is None:
+        return sample(pipe, replace(request, config=None), None)
+    with apply_patch(pipe, plan):
+        return sample(pipe, replace(request, config=plan), None)
+
+
+def picture_error(picture: Picture, dense: Picture) -> float:
+    """Mean squared difference over the variance of the dense picture.
+
+    Of the final latents, so that no rounding to eight bits hides small errors; of the pixels where
+    a pipeline does not show its latents.
+    """
+    made, wanted = (_numbers(each) for each in (picture, dense))
+    return relative_error(made - wanted.mean(), wanted - wanted.mean())
+
+
+def _numbers(picture: Picture) -> Tensor:
+    if picture.latents is not None:
+        return picture.latents.double().cpu().flatten()
+    return torch.from_numpy(numpy.array(picture.image)).double().flatten()
+
+
+def relative_error(output: Tensor, wanted: Tensor) -> float:
+    """Squared difference over squared size."""
+    return float((output - wanted).square().sum() / wanted.square().sum().clamp_min(1e-30))

@@ -1,0 +1,127 @@
+"""What a tuned plan is compared with: the presets, and tomesd where it is installed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from .._errors import NothingPatchedError
+from ..adapters.inputs import denoiser_inputs
+from ..adapters.skeleton import on_meta
+from ..config import AUTO_ANCHORS, PatchConfig
+from ..patch import find_denoisers
+from ..request import Request
+from ..summary import Summary, summary
+
+
+@dataclass(frozen=True)
+class Rival:
+    """A patch by one rule for all layers.
+
+    Attributes:
+        name: for people.
+        config: its options.
+        summary: what it does at the size in question.
+    """
+
+    name: str
+    config: PatchConfig
+    summary: Summary
+
+    @property
+    def candidates(self) -> dict[str, tuple[int, int]]:
+        """(factor, anchors) of each layer by name; factor 1 is dense."""
+        anchors = self.config.anchors or 0
+        return {layer.name: (layer.factor, anchors) for layer in self.summary.layers}
+
+
+def presets(pipe: Any, request: Request) -> dict[str, Rival]:
+    """ "paper" and "auto" where they change something at this size, else their nearest kin."""
+    height, width = request.height, request.width
+    found = {}
+    for key, config, instead in (
+        ("paper", PatchConfig(preset="paper"), PatchConfig(factor=2, anchors=0)),
+        ("auto", PatchConfig(), PatchConfig(factor=2, anchors=AUTO_ANCHORS)),
+    ):
+        name, chosen = key, config
+        try:
+            what = summary(pipe, config, height=height, width=width)
+        except NothingPatchedError:
+            what = None
+        if what is None or not what.changes_anything:
+            name, chosen = f"{key}'s way, factor 2", instead
+            what = summary(pipe, instead, height=height, width=width)
+        found[key] = Rival(name, chosen, what)
+    return found
+
+
+# tomesd
+
+
+@dataclass(frozen=True)
+class Tome:
+    """tomesd at one setting; it merges the tokens of the finest level.
+
+    Attributes:
+        ratio: part of the tokens that is merged.
+        stride: of its destination tokens, per side.
+    """
+
+    ratio: float
+    stride: int
+
+    @property
+    def name(self) -> str:
+        return f"tomesd {self.ratio:.4g}"
+
+    @contextmanager
+    def on(self, model: Any) -> Iterator[None]:
+        """Applied for as long as the block runs."""
+        import tomesd
+
+        tomesd.apply_patch(
+            model, ratio=self.ratio, sx=self.stride, sy=self.stride, max_downsample=1
+        )
+        try:
+            yield
+        finally:
+            tomesd.remove_patch(model)
+
+
+def tomes(pipe: Any, factor: int) -> list[Tome]:
+    """At as many kept tokens as the factor, and at its default; none where it cannot run."""
+    try:
+        import tomesd  # noqa: F401
+    except ImportError:
+        return []
+    if not hasattr(pipe, "unet"):
+        return []
+    return [Tome(1 - 1 / factor**2, factor), Tome(0.5, 2)]
+
+
+def tome_speedup(pipe: Any, tome: Tome, height: int, width: int) -> float | None:
+    """Dense over patched FLOPs of one call, counted on the skeleton; None if it cannot be."""
+    scale = int(getattr(pipe, "vae_scale_factor", 8))
+
+    def count(patched: Callable[[Any], Any] | None) -> int:
+        from torch.utils.flop_counter import FlopCounterMode
+
+        model: Any = on_meta(find_denoisers(pipe)[0])
+        inputs = denoiser_inputs(model, height // scale, width // scale, batch=2, device="meta")
+        first = [inputs.pop("sample"), inputs.pop("timestep")]  # it reads the positional ones
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            if patched is None:
+                model(*first, **inputs)
+            else:
+                with patched(model):
+                    model(*first, **inputs)
+        return int(counter.get_total_flops())
+
+    try:
+        return count(None) / count(tome.on)
+    except (NotImplementedError, RuntimeError, KeyError):
+        return None

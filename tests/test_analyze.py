@@ -1,0 +1,304 @@
+"""Measures of dense runs against loops and dense softmax; the run itself stays as it was."""
+
+from __future__ import annotations
+
+import json
+import math
+from html.parser import HTMLParser
+from xml.etree import ElementTree
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import reference
+import tiny
+from tokendown import ConfigError, Grid, UnsupportedModelError, apply_patch
+from tokendown.adapters.families import make_plan
+from tokendown.analyze import Analysis, analyze, measures, svg
+from tokendown.analyze.probe import Probe
+from tokendown.analyze.report import report, similarity_map
+from tokendown.attention import vector_norm
+from tokendown.request import Request
+
+CANDIDATES = [(2, 0), (2, 5), (3, 0), (3, 1000)]
+
+
+def random_tokens(grid: Grid, channels: int = 8, batch: int = 2, seed: int = 0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(batch, grid.tokens, channels, generator=generator)
+
+
+# Similarity
+
+
+@settings(max_examples=25, deadline=None)
+@given(height=st.integers(1, 7), width=st.integers(1, 7))
+def test_lowest_similarity_is_that_of_the_loop(height, width):
+    grid = Grid(height, width)
+    tokens = random_tokens(grid, channels=3)
+    got = measures.lowest_similarity(tokens, grid).view(2, height, width)
+    for item in range(2):
+        for row in range(height):
+            for column in range(width):
+                near = [
+                    tokens[item, r * width + c]
+                    for r in range(max(0, row - 1), min(height, row + 2))
+                    for c in range(max(0, column - 1), min(width, column + 2))
+                ]
+                cosines = [
+                    float(a @ b / (a.norm() * b.norm()))
+                    for i, a in enumerate(near)
+                    for b in near[i + 1 :]
+                ]
+                want = min([1.0, *cosines])
+                assert got[item, row, column] == pytest.approx(want, abs=1e-5)
+
+
+# Attention
+
+
+def first_attention(seed: int = 0):
+    model = tiny.sd_unet(seed)
+    return model.down_blocks[1].attentions[0].transformer_blocks[0].attn1
+
+
+def dense_weights(attention, tokens):
+    """[batch, heads, N, N]"""
+    query, key = (
+        layer(tokens).unflatten(-1, (attention.heads, -1)).transpose(1, 2)
+        for layer in (attention.to_q, attention.to_k)
+    )
+    logits = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])
+    return logits.softmax(-1)
+
+
+@pytest.mark.parametrize("count", [10_000, 17])
+def test_received_attention_and_entropy_are_those_of_the_dense_softmax(count, monkeypatch):
+    monkeypatch.setattr(measures, "_CHUNK", 700)  # two queries at a time
+    grid, attention = Grid(9, 11), first_attention()
+    tokens = random_tokens(grid, channels=16)
+    sample = measures.sample_queries(grid.tokens, count)
+    assert len(set(sample.tolist())) == min(count, 99)
+    seen = measures.attended(attention, tokens, vector_norm(tokens), grid, [], sample)
+    weights = dense_weights(attention, tokens)[:, :, sample]
+    torch.testing.assert_close(seen.received, weights.mean((0, 1, 2)), rtol=0, atol=1e-6)
+    entropy = -(weights * weights.log()).sum(-1).mean()
+    assert seen.entropy == pytest.approx(float(entropy), abs=1e-5)
+    assert seen.entropy < math.log(99) - 0.01
+
+
+def test_errors_are_those_of_masked_dense_attention(monkeypatch):
+    monkeypatch.setattr(measures, "_CHUNK", 2000)
+    grid, attention = Grid(9, 11), first_attention()
+    tokens = random_tokens(grid, channels=16)
+    norms = random_tokens(grid, channels=1, seed=1)[..., 0].abs()
+    sample = measures.sample_queries(99, 40)
+    seen = measures.attended(attention, tokens, norms, grid, CANDIDATES, sample)
+    query, key, value = (
+        layer(tokens).unflatten(-1, (attention.heads, -1)).transpose(1, 2)
+        for layer in (attention.to_q, attention.to_k, attention.to_v)
+    )
+
+    def output(bias):
+        heads = reference.softmax_attention(query[:, :, sample], key, value, bias[:, None, None])
+        return attention.to_out[0](heads.transpose(1, 2).flatten(2))
+
+    dense = output(torch.zeros(2, 99))
+    for factor, anchors in CANDIDATES:
+        bias = reference.log_multiplicities(norms, 9, 11, factor, anchors).float()
+        want = (output(bias) - dense).square().sum() / dense.square().sum()
+        assert seen.errors[factor, anchors] == pytest.approx(float(want), rel=1e-3)
+        assert want > 1e-4
+
+
+class Largest(TorchDispatchMode):
+    """Notes the largest tensor that any operation returns."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, (tuple, list)) else [result]:
+            if isinstance(tensor, torch.Tensor):
+                self.numbers = max(self.numbers, tensor.numel())
+        return result
+
+
+def test_no_matrix_of_all_pairs_is_made(monkeypatch):
+    monkeypatch.setattr(measures, "_CHUNK", 2**17)
+    grid, attention = Grid(48, 50), first_attention()
+    tokens = random_tokens(grid, channels=16, batch=1)
+    with Largest() as largest:
+        everyone = measures.sample_queries(grid.tokens, grid.tokens)
+        measures.attended(attention, tokens, vector_norm(tokens), grid, [(2, 32)], everyone)
+        measures.lowest_similarity(tokens, grid)
+    assert largest.numbers <= 2**17
+
+
+def test_where_the_sinks_are():
+    grid = Grid(10, 12)
+    received = torch.full((120,), 0.5 / 88)
+    top = list(range(88, 120))  # the last 32: rows 7 (from column 4) to 9
+    received[top] = 0.5 / 32
+    scores = torch.zeros(120)
+    scores[top[:16]] = 1.0
+    found = measures.sink_measures(received, scores, grid)
+    assert found["top_mass"] == pytest.approx(0.5)
+    assert found["largest"] == pytest.approx(0.5 / 32 * 120)
+    border = [i for i in top if i // 12 >= 8 or i % 12 >= 10]
+    assert found["border"] == pytest.approx(len(border) / 32)
+    on_grid = [i for i in top if i // 12 % 2 == 0 and i % 2 == 0]
+    assert found["on_grid"] == pytest.approx(len(on_grid) / 32)
+    assert found["found"] >= len({*top[:16], *on_grid}) / 32
+    assert sorted(measures.top_tokens(received).tolist()) == top
+    assert measures.overlap(torch.tensor([1, 2, 3, 4]), torch.tensor([3, 4, 9])) == 0.5
+
+
+# A run
+
+
+@pytest.fixture(scope="module")
+def pipe(tmp_path_factory):
+    return tiny.sd_pipeline(tmp_path_factory.mktemp("tokenizer"))
+
+
+REQUEST = Request(width=56, height=40, steps=3, guidance=5.0, seed=4, config=None, device="cpu",
+                  dtype="float32")  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def analysis(pipe):
+    return analyze(pipe, REQUEST, ["a cat", "a dog"], factors=(2, 3), anchors=(0, 8))
+
+
+def hooks(pipe) -> int:
+    return sum(
+        len(module._forward_pre_hooks) + len(module._forward_hooks)
+        for module in pipe.unet.modules()
+    )
+
+
+def test_a_run_changes_nothing_and_leaves_no_trace(pipe):
+    dense = tiny.image_of(pipe)
+    with Probe(pipe.unet, CANDIDATES, 16) as probe:
+        assert hooks(pipe) > 0
+        assert torch.equal(tiny.image_of(pipe), dense)
+    assert hooks(pipe) == 0
+    assert all(len(layer.calls) == 2 for layer in probe.layers)
+
+
+def test_an_analysis_has_every_layer_in_the_order_in_which_they_run(pipe, analysis):
+    stages = [layer.name.split(".")[0] for layer in analysis.layers]
+    assert stages == sorted(stages, key=["down_blocks", "mid_block", "up_blocks"].index)
+    here = {layer.name for layer in make_plan(pipe.unet, None).layers}
+    assert {layer.name for layer in analysis.layers} == here
+    assert [layer.grid for layer in analysis.layers if layer.downsample == 1] == [(20, 28)] * 3
+    assert len(analysis.timesteps) == 3
+    assert list(analysis.timesteps) == sorted(analysis.timesteps, reverse=True)
+    for layer in analysis.layers:
+        assert all(len(values) == 3 for values in layer.measures.values())
+        assert all(-1 <= value <= 1 for value in layer.measures["similarity"])
+        tokens = layer.grid[0] * layer.grid[1]
+        assert all(1 <= value <= tokens * 1.001 for value in layer.measures["effective_keys"])
+        assert ((2, 8) in layer.errors) == (Grid(*layer.grid).coarse(2).tokens >= 16)
+
+
+def test_the_error_of_a_layer_is_that_of_the_patched_module(pipe):
+    """The first layer has the same input in a dense and in a patched run."""
+    with Probe(pipe.unet, [(2, 5)], 10_000) as probe:
+        tiny.run(pipe.unet, 20, 28)
+    name = probe.layers[0].layer.name
+    outputs = []
+    handle = pipe.unet.get_submodule(name).register_forward_hook(
+        lambda _, __, output: outputs.append(output)
+    )
+    tiny.run(pipe.unet, 20, 28)
+    with apply_patch(pipe.unet, factor=2, anchors=5):
+        tiny.run(pipe.unet, 20, 28)
+    handle.remove()
+    dense, patched = outputs
+    want = (patched - dense).square().sum() / dense.square().sum()
+    assert probe.layers[0].errors[0][2, 5] == pytest.approx(float(want), rel=1e-3)
+
+
+def test_errors_of_a_part_of_the_schedule(analysis):
+    layer = analysis.layers[0]
+    calls = layer.errors[2, 0]
+    assert layer.error((2, 0)) == pytest.approx(sum(calls) / 3)
+    assert layer.error((2, 0), 0.5, 1.0) == calls[2]
+    assert layer.error((1, 0)) == 0.0
+
+
+def test_round_trip(analysis):
+    assert Analysis.from_dict(json.loads(json.dumps(analysis.to_dict()))) == analysis
+    for wrong in ({}, {"analysis": 1}, {**analysis.to_dict(), "layers": [{"errors": {"2": []}}]}):
+        with pytest.raises(ConfigError):
+            Analysis.from_dict(wrong)
+
+
+def test_refusals(pipe):
+    with pytest.raises(ConfigError, match="a prompt"):
+        analyze(pipe, REQUEST, [])
+    with apply_patch(pipe, factor=2), pytest.raises(ConfigError, match="remove_patch"):
+        analyze(pipe, REQUEST, ["a cat"])
+    with pytest.raises(UnsupportedModelError):
+        Probe(tiny.sd3_transformer(), [(2, 0)], 8)
+
+
+# The page
+
+
+class Strict(HTMLParser):
+    """Every tag is closed in order."""
+
+    open_tags: tuple[str, ...] = ()
+    seen: frozenset[str] = frozenset()
+
+    def handle_starttag(self, tag, attributes):
+        self.seen |= {tag}
+        if tag not in ("meta", "!doctype"):
+            self.open_tags += (tag,)
+        for name, value in attributes:
+            assert name not in ("src", "href")
+            assert name == "xmlns" or "://" not in (value or "")
+
+    def handle_startendtag(self, tag, attributes):
+        self.seen |= {tag}
+
+    def handle_endtag(self, tag):
+        assert self.open_tags[-1] == tag
+        self.open_tags = self.open_tags[:-1]
+
+
+def assert_self_contained(page: str) -> None:
+    parser = Strict()
+    parser.feed(page)
+    assert parser.open_tags == ()
+    assert "svg" in parser.seen
+    assert not {"script", "link", "img", "iframe"} & parser.seen
+
+
+def test_the_page_is_self_contained(analysis):
+    page = report(analysis)
+    assert_self_contained(page)
+    for layer in analysis.layers:
+        assert f"{layer.grid[0]}x{layer.grid[1]}" in page
+    ElementTree.fromstring(similarity_map(analysis))
+
+
+def test_plots_are_well_formed_with_odd_names_and_values():
+    name = 'a <b> & "c"'
+    for plot in (
+        svg.heat_map({name: [0.0, float("nan")]}, ["1", "2"], label=name, unit=name, log=True),
+        svg.heat_map({name: [1.0]}, ["1"], label=name, unit=name),
+        svg.lines({name: [(0, 1e-3), (1, 0.0)]}, label=name, names=(name, name), log=True),
+        svg.lines({name: [(0, 1.0), (1, 1.0)]}, label=name, names=(name, name)),
+        svg.points({name: [(1.5, 0.1, name)]}, label=name, names=(name, name), curve=[(1, 0.1)]),
+        svg.tiles([[1.0, 0.5], [2.0, 3.0]], label=name),
+    ):
+        root = ElementTree.fromstring(plot)
+        assert any(name in (text or "") for text in root.itertext()) or root.get("aria-label")
+    assert svg.colour(0.0) != svg.colour(1.0)

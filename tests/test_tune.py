@@ -1,0 +1,299 @@
+"""The knapsack against brute force, and a plan from beginning to end on a tiny pipeline."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import tiny
+from test_analyze import REQUEST, assert_self_contained, hooks
+from test_cli import pixels, run, run_for_error
+from tokendown import ConfigError, PatchConfig, TunedPlan, apply_patch, summary
+from tokendown.analyze.prompts import PROMPTS, pick_prompts
+from tokendown.tune import Target, tune
+from tokendown.tune.costs import measured
+from tokendown.tune.effects import Calls, Uniform, middle_calls, parts_of, plan_of
+from tokendown.tune.knapsack import best_tradeoffs
+from tokendown.tune.menu import Menu, choose
+from tokendown.tune.report import pareto_plot, report, to_dict
+from tokendown.tuned import LayerChoice
+
+# The knapsack
+
+OPTION = st.tuples(st.integers(0, 12), st.integers(0, 12).map(float))
+LAYERS = st.lists(st.lists(OPTION, min_size=1, max_size=5), min_size=1, max_size=4)
+
+
+@settings(max_examples=200, deadline=None)
+@given(layers=LAYERS)
+def test_the_front_is_that_of_brute_force(layers):
+    costs = [[cost for cost, _ in layer] for layer in layers]
+    errors = [[error for _, error in layer] for layer in layers]
+    front = best_tradeoffs(costs, errors)
+    sums = {
+        (sum(o[0] for o in pick), sum(o[1] for o in pick)) for pick in itertools.product(*layers)
+    }
+    best = sorted(
+        s for s in sums if not any(o != s and o[0] <= s[0] and o[1] <= s[1] for o in sums)
+    )
+    assert list(zip(front.costs.tolist(), front.errors.tolist(), strict=True)) == best
+    for index, (cost, error) in enumerate(best):
+        picked = front.choices(index)
+        assert sum(c[i] for c, i in zip(costs, picked, strict=True)) == cost
+        assert sum(e[i] for e, i in zip(errors, picked, strict=True)) == error
+
+
+@settings(max_examples=100, deadline=None)
+@given(layers=LAYERS, bound=st.integers(-1, 40))
+def test_bounds_are_kept(layers, bound):
+    costs = [[cost for cost, _ in layer] for layer in layers]
+    errors = [[error for _, error in layer] for layer in layers]
+    front = best_tradeoffs(costs, errors)
+    sums = [
+        (sum(o[0] for o in pick), sum(o[1] for o in pick)) for pick in itertools.product(*layers)
+    ]
+    index = front.within_cost(bound)
+    affordable = [error for cost, error in sums if cost <= bound]
+    assert (index is None) == (not affordable)
+    if index is not None:
+        assert front.errors[index] == min(affordable)
+    index = front.within_error(bound)
+    good = [cost for cost, error in sums if error <= bound]
+    assert (index is None) == (not good)
+    if index is not None:
+        assert front.costs[index] == min(good)
+
+
+def menu(costs, errors, fixed=10.0) -> Menu:
+    options = [
+        [LayerChoice(f"layer{i}", 8, 1, 1 + j) for j in range(len(row))]
+        for i, row in enumerate(costs)
+    ]
+    return Menu(options, costs, errors, fixed, "FLOPs", 4)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    layers=st.lists(
+        st.lists(st.tuples(st.floats(0.1, 5), st.floats(0.01, 1)), min_size=1, max_size=3),
+        min_size=1,
+        max_size=4,
+    ),
+    part=st.floats(0.05, 0.99),
+)
+def test_a_choice_is_within_its_bound_and_as_good_as_rounding_allows(layers, part):
+    costs = [[5.0, *(c for c, _ in layer)] for layer in layers]
+    errors = [[0.0, *(e for _, e in layer)] for layer in layers]
+    table = menu(costs, errors)
+    every = list(itertools.product(*(range(len(row)) for row in costs)))
+    limit = table.dense * part
+    try:
+        picked = choose(table, table.front(), limit, None)
+    except ConfigError:
+        assert all(table.cost(pick) > limit * 0.999 for pick in every)
+        return
+    assert table.cost(picked) <= limit * (1 + 1e-6)
+    least = min(
+        (table.error(pick) for pick in every if table.cost(pick) <= limit * 0.999), default=9e9
+    )
+    assert table.error(picked) <= least + 1e-9
+
+
+def test_impossible_bounds_say_so():
+    table = menu([[5.0, 4.0]], [[0.0, 1.0]])
+    with pytest.raises(ConfigError, match=r"the fastest has a predicted speed-up of 1\.07"):
+        choose(table, table.front(), 9.0, None)
+    with pytest.raises(ConfigError, match="dense model"):
+        choose(table, table.front(), None, 0.5)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{}, {"error": 0.1, "speedup": 2.0}, {"error": 0.0}, {"speedup": 1.0}, {"like": "x"}]
+)
+def test_targets(wrong):
+    with pytest.raises(ConfigError):
+        Target(**wrong)
+
+
+# From beginning to end
+
+
+@pytest.fixture(scope="module")
+def pipe(tmp_path_factory):
+    return tiny.sd_pipeline(tmp_path_factory.mktemp("tokenizer"), unet=tiny.shallow_unet())
+
+
+@pytest.fixture(scope="module")
+def tuning(pipe):
+    return tune(
+        pipe, REQUEST, ["a cat"], ["a dog"], Target(like="auto"),
+        factors=(2, 3), anchors=(0, 8), parts=3,
+    )  # fmt: skip
+
+
+def test_what_was_promised_is_what_the_summary_says(pipe, tuning):
+    """FLOPs of the knapsack against those of the patched model, windows and all."""
+    what = summary(pipe, tuning.plan, height=REQUEST.height, width=REQUEST.width)
+    promised = tuning.plan.made["predicted_speedup"]
+    assert what.speedup_over(3) == pytest.approx(promised, rel=1e-3)
+    assert tuning.entries[0].name == "dense"
+    assert tuning.entries[0].error == 0.0
+    by_name = {entry.name: entry for entry in tuning.entries}
+    auto, paper = by_name["auto's way, factor 2"], by_name["paper's way, factor 2"]
+    assert by_name["tuned"].speedup >= auto.speedup * (1 - 1e-6)
+    assert by_name["tuned"].predicted_error <= auto.predicted_error
+    cheap = by_name.get("tuned, cost of paper", by_name["tuned"])
+    assert cheap.speedup >= paper.speedup * (1 - 1e-6)
+    assert cheap.predicted_error <= paper.predicted_error
+    assert {"tomesd 0.75", "tomesd 0.5"} <= set(by_name)
+
+
+def picture(pipe, prompt: str, seed: int) -> torch.Tensor:
+    """The latents of what REQUEST asks for, straight from the pipeline."""
+    return pipe(
+        prompt, height=40, width=56, num_inference_steps=3, guidance_scale=5.0,
+        output_type="latent",
+        generator=torch.Generator().manual_seed(seed),
+    ).images.double()  # fmt: skip
+
+
+def test_held_out_errors_are_those_of_the_pictures(pipe, tuning):
+    dense = picture(pipe, "a dog", seed=5)
+    for name, config in (("tuned", tuning.plan), ("auto's way, factor 2", PatchConfig(factor=2))):
+        with apply_patch(pipe, config):
+            other = picture(pipe, "a dog", seed=5)
+        want = (other - dense).square().mean() / dense.var(correction=0)
+        [entry] = [entry for entry in tuning.entries if entry.name == name]
+        assert entry.error == pytest.approx(float(want), rel=1e-3)
+
+
+def test_gains_are_measured_on_the_denoiser(pipe, tuning):
+    """Once more by hand: one layer coarse in a call of the dense run."""
+    layer = tuning.analysis.layers[0]
+    inputs = []
+    handle = pipe.unet.register_forward_pre_hook(
+        lambda _, args, kwargs: inputs.append((args, kwargs)), with_kwargs=True
+    )
+    picture(pipe, "a cat", seed=4)
+    handle.remove()
+    plan = plan_of(tuning.analysis, Uniform((2, 32), layer.name))
+    for part, (args, kwargs) in enumerate(inputs):
+        with torch.no_grad():
+            dense = pipe.unet(*args, **kwargs)[0]
+            with apply_patch(pipe.unet, plan):
+                coarse = pipe.unet(*args, **kwargs)[0]
+        error = float((coarse - dense).square().sum() / dense.square().sum())
+        assert error > 0
+        want = error / layer.errors[2, 32][part]
+        assert tuning.gains[layer.name][part] == pytest.approx(want, rel=0.01)
+
+
+def test_a_tuned_plan_works_and_travels(pipe, tuning, tmp_path):
+    tuning.plan.save(tmp_path / "plan.json")
+    plan = TunedPlan.load(tmp_path / "plan.json")
+    assert plan == tuning.plan
+    assert plan.sizes == ((56, 40),)
+    dense = picture(pipe, "a cat", seed=0)
+    with apply_patch(pipe, plan):
+        assert not torch.equal(picture(pipe, "a cat", seed=0), dense)
+    assert torch.equal(picture(pipe, "a cat", seed=0), dense)
+    assert hooks(pipe) == 0
+
+
+def test_the_page(tuning):
+    assert_self_contained(report(tuning))
+    record = json.loads(json.dumps(to_dict(tuning), allow_nan=False))
+    assert [entry["name"] for entry in record["entries"]] == [e.name for e in tuning.entries]
+    assert "paper" in pareto_plot(tuning)
+    worse = replace(tuning, notes=["<b>"])
+    assert "<b>" not in report(worse)
+
+
+def test_measured_seconds(pipe, tuning):
+    calls = Calls(pipe.unet)
+    picture(pipe, "a cat", seed=0)
+    calls.release()
+    calls.keep([0])
+    costs = measured(tuning.analysis, calls)
+    assert costs.unit == "seconds"
+    for layer in tuning.analysis.layers:
+        assert set(costs.layers[layer.name]) == {(1, 0), *layer.errors}
+        assert all(0 < seconds < costs.whole for seconds in costs.layers[layer.name].values())
+    name, pair = tuning.analysis.layers[0].name, (2, 0)
+    of = costs.layers[name]
+    assert costs.of(name, pair, (0.0, 0.5), 4) == pytest.approx(2 * of[pair] + 2 * of[1, 0])
+
+
+def test_parts():
+    assert parts_of(4)[0] == (0.0, 0.25)
+    assert parts_of(3)[-1][1] == 1.0
+    assert middle_calls(20, 4) == [2, 7, 12, 17]
+    assert middle_calls(1, 3) == [0, 0, 0]
+
+
+def test_fewer_steps_than_parts(pipe):
+    short = replace(REQUEST, steps=2)
+    tuning = tune(pipe, short, ["a cat"], ["a dog"], Target(error=10.0), factors=(2,), parts=4)
+    assert len(tuning.weights) == 2
+
+
+def test_nothing_to_tune(pipe):
+    small = replace(REQUEST, width=8, height=8)
+    with pytest.raises(ConfigError, match="nothing to tune at this size"):
+        tune(pipe, small, ["a cat"], ["a dog"], Target(like="auto"))
+
+
+# The commands
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    place = tmp_path_factory.mktemp("model")
+    tiny.sd_pipeline(place / "t", unet=tiny.shallow_unet()).save_pretrained(place / "pipe")
+    return place / "pipe"
+
+
+def test_analyze_and_tune_and_generate(folder, tmp_path):
+    words = ("--model", folder, "--size", "56x40", "--steps", 2, "--factors", 2, "--anchors", "0,4")
+    said, notes = run("analyze", "a cat", *words, "--out", tmp_path / "a")
+    assert notes == []
+    assert [line.rsplit("/", 1)[1] for line in said.split()] == [
+        "analysis.json", "analysis.html", "figure4.svg",
+    ]  # fmt: skip
+    assert json.loads((tmp_path / "a" / "analysis.json").read_text())["prompts"] == ["a cat"]
+    (tmp_path / "prompts.txt").write_text("a cat\n\na dog\n")
+    out = tmp_path / "p"
+    words = (*words, "--prompts", tmp_path / "prompts.txt", "--quick", "--measure")
+    said, _ = run("tune", *words, "--speedup", 1.01, "--out", out, "--json")
+    record = json.loads(said)
+    assert record["plan"]["made"]["prompts"] == ["a cat"]
+    assert record["plan"]["made"]["held_out"] == ["a dog"]
+    assert record["plan"]["made"]["cost"] == "seconds"
+    assert all(path.startswith(str(out)) for path in record["paths"])
+    words = ("generate", "a dog", "--model", folder, "--size", "56x40", "--steps", 2, "--out", out)
+    run(*words, "--plan", out / "plan.json")
+    run(*words, "--dense")
+    assert (pixels(out / "a-dog-0.png") != pixels(out / "a-dog-0-2.png")).any()
+
+
+def test_wrong_input_is_one_line(folder, tmp_path):
+    base = ("tune", "--model", folder, "--out", tmp_path)
+    assert "one of error, speedup and like" in run_for_error(*base, "--error", 1, "--speedup", 2)
+    assert "more than 2 prompts" in run_for_error(*base, "a cat", "a dog")
+    assert "numbers such as" in run_for_error(*base, "--factors", "two")
+    assert "at least 2" in run_for_error("analyze", "--model", folder, "--factors", "1")
+    assert "not a readable text file" in run_for_error(*base, "--prompts", tmp_path / "none")
+    assert "paper or auto" in run_for_error(*base, "--like", "best")
+
+
+def test_prompts():
+    assert pick_prompts([], None, None) == list(PROMPTS)
+    assert pick_prompts(["a"], None, None) == ["a"]
+    with pytest.raises(ConfigError, match="at least 3"):
+        pick_prompts(["a"], None, 3)
