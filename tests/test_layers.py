@@ -17,14 +17,16 @@ ROOT = Path(tokendown.__file__).parent
 # slash is a folder: its files may import each other. Put a new file into the row where it belongs.
 LAYERS = [
     {"_errors"},
-    {"config", "grid", "flops"},
+    {"config", "grid", "flops", "scales"},
     {"select"},
     {"attention"},
     {"adapters/"},
     {"patch"},
     {"summary"},
     {"models/", "quality"},
-    {"pictures", "request"},
+    {"videos", "originals", "request"},
+    {"pictures", "calls"},
+    {"sizes"},
     {"sampling"},
     {"generate", "doctor"},
     {"cli/"},
@@ -33,7 +35,7 @@ ANYTHING = {"__init__", "__main__"}  # they only gather names
 
 # What a row may import from outside besides torch and the standard library, when it is loaded.
 LIGHT = {"torch", "typing_extensions"}
-TORCH_FREE = {"_errors", "config", "grid", "flops"}
+TORCH_FREE = {"_errors", "config", "grid", "flops", "scales"}
 
 
 def unit(path: Path) -> str:

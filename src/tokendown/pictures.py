@@ -1,4 +1,4 @@
-"""PNG files that carry their settings, written whole or not at all; captions and side by side."""
+"""Files that carry their settings, written whole or not at all; captions and side by side."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
+from . import videos
 from ._errors import GenerateError, LoadError
 
 CHUNK = "tokendown"
@@ -46,14 +47,22 @@ def stem_for(prompt: str, seed: int) -> str:
 
 
 def save(
-    folder: Path, stem: str, parts: Mapping[str, tuple[Image.Image, Mapping[str, Any]]]
+    folder: Path,
+    stem: str,
+    parts: Mapping[str, tuple[Image.Image | Sequence[Image.Image], Mapping[str, Any]]],
+    *,
+    fps: float | None = None,
+    kind: str = "png",
 ) -> list[Path]:
-    """Writes PNG files side by side: all of them, whole, under new names, or none.
+    """Writes files side by side: all of them, whole, under new names, or none.
 
     Args:
         folder: made if it is not there.
         stem: of the names; a number is added where a name is taken.
-        parts: suffix of the name to picture and settings, which must be JSON types.
+        parts: suffix of the name to picture, or frames of a film, and settings, which must be JSON
+            types.
+        fps: frames a second of films.
+        kind: of films, "png" or "mp4".
 
     Returns:
         The files, in the order of ``parts``.
@@ -61,15 +70,20 @@ def save(
     Raises:
         GenerateError: the disk is full, the folder cannot be written, ...
     """
+    contents = {
+        f"{suffix}.{kind}": _encode([picture] if isinstance(picture, Image.Image) else picture,
+                                    settings, fps, kind)
+        for suffix, (picture, settings) in parts.items()
+    }  # fmt: skip
     drafts: list[str] = []
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for image, settings in parts.values():
+        for content in contents.values():
             handle, draft = tempfile.mkstemp(dir=folder, prefix=".tokendown-", suffix=".tmp")
             drafts.append(draft)
             with os.fdopen(handle, "wb") as file:
-                image.save(file, format="PNG", pnginfo=_info(settings))
-        return _publish(folder, stem, dict(zip(parts, drafts, strict=True)))
+                file.write(content)
+        return _publish(folder, stem, dict(zip(contents, drafts, strict=True)))
     except OSError as error:
         reason = error.strerror or str(error)
         raise GenerateError(f"cannot write to {folder}: {reason}; nothing was saved") from error
@@ -79,14 +93,17 @@ def save(
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """The settings that :func:`save` put into a PNG file.
+    """The settings that :func:`save` put into a file.
 
     Raises:
         LoadError: no such file, not a picture, or not one of tokendown's.
     """
     try:
-        with Image.open(path) as image:
-            text = image.info.get(CHUNK)
+        if path.suffix.lower() == ".mp4":
+            text = videos.mp4_settings(path)
+        else:
+            with Image.open(path) as image:
+                text = image.info.get(CHUNK)
     except FileNotFoundError as error:
         raise LoadError(f"{path}: no such file") from error
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
@@ -102,10 +119,15 @@ def read_settings(path: Path) -> dict[str, Any]:
     return settings
 
 
-def _info(settings: Mapping[str, Any]) -> PngInfo:
+def _encode(
+    frames: Sequence[Image.Image], settings: Mapping[str, Any], fps: float | None, kind: str
+) -> bytes:
+    text = json.dumps(settings)
+    if kind == "mp4":
+        return videos.mp4(frames, fps or 1, text)
     info = PngInfo()
-    info.add_text(CHUNK, json.dumps(settings))
-    return info
+    info.add_text(CHUNK, text)
+    return videos.animated_png(frames, fps or 1, info)
 
 
 def _publish(folder: Path, stem: str, drafts: Mapping[str, str]) -> list[Path]:
@@ -113,7 +135,7 @@ def _publish(folder: Path, stem: str, drafts: Mapping[str, str]) -> list[Path]:
     number = 1
     while True:
         tail = "" if number == 1 else f"-{number}"
-        names = [folder / f"{stem}{tail}{suffix}.png" for suffix in drafts]
+        names = [folder / f"{stem}{tail}{suffix}" for suffix in drafts]
         done: list[Path] = []
         try:
             for draft, name in zip(drafts.values(), names, strict=True):
