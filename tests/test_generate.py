@@ -25,7 +25,7 @@ from tokendown import (
     pictures,
 )
 from tokendown._errors import GenerateError, LoadError
-from tokendown.generate import Request, compare, describe, make_picture, open_pipeline
+from tokendown.generate import Request, compare, describe, make_picture, open_pipeline, predict
 from tokendown.models import blueprint, builtin, loading
 from tokendown.models.sources import kind_of, pick_device, pick_dtype
 from tokendown.sampling import check_pipeline, fitting_size
@@ -114,7 +114,9 @@ def test_comparison_is_the_dense_and_the_patched_picture(opened):
     assert result.summary.predicted_speedup > 1
     assert not is_patched(pipe)
     window = replace(request, config=PatchConfig(factor=2, start=0.5))  # one of two steps
-    result = replace(result, patched=replace(patched, request=window))
+    result = replace(
+        result, patched=replace(patched, request=window), summary=predict(pipe, window)
+    )
     whole = result.summary.predicted_speedup
     assert result.predicted_speedup == pytest.approx(2 / (1 + 1 / whole))
 
@@ -146,23 +148,15 @@ def test_sizes_of_a_transformer_with_patches():
         fitting_size(pipe, Request(width=24, height=32))
 
 
-def test_pipelines_that_do_not_make_pictures_from_text():
-    class Video:
-        def __call__(self, prompt=None, num_frames=8): ...
-
-    class Edit:
-        def __call__(self, image, prompt=None): ...
-
+def test_a_pipeline_that_takes_less_than_was_asked_for():
     class Bare:
-        def __call__(self, prompt=None): ...
+        def __call__(self, prompt=None, clip_skip=None): ...
 
-    with pytest.raises(ConfigError, match="makes video"):
-        check_pipeline(Video(), Request())
-    with pytest.raises(ConfigError, match="from text alone"):
-        check_pipeline(Edit(), Request())
-    for extra in ({"negative_prompt": "x"}, {"guidance": 2.0}, {"steps": 2}):
-        with pytest.raises(ConfigError, match="takes no"):
-            check_pipeline(Bare(), Request(**extra))
+    for extra in ({"negative_prompt": "x"}, {"guidance": 2.0}, {"steps": 2}, {"image": "x.png"}):
+        with pytest.raises(ConfigError, match=r"takes no .*; it takes prompt, clip_skip$"):
+            check_pipeline(Bare(), Request("a", **extra))
+    with pytest.raises(ConfigError, match="expected a prompt"):
+        check_pipeline(Bare(), Request())
 
 
 @pytest.mark.parametrize(

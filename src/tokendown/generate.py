@@ -1,19 +1,23 @@
-"""Pictures from a request: plain, patched, or dense beside patched from one seed."""
+"""Pictures and films from a request: plain, patched, or dense beside patched from one seed."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from ._errors import ConfigError, UnsupportedModelError
+from .calls import call_parameters, check_pipeline, hints, uses_guidance
 from .models import builtin
 from .models.loading import fingerprint, load_pipeline
 from .models.sources import pick_device, pick_dtype, versions
+from .originals import sha256_of
 from .patch import apply_patch
 from .request import Request
-from .sampling import Picture, Progress, call_parameters, check_pipeline, fitting_size, sample
+from .sampling import Picture, Progress, sample
+from .sizes import fitting_fps, fitting_frames, fitting_size
 from .summary import Summary, summary
 
 __all__ = [
@@ -23,6 +27,7 @@ __all__ = [
     "Request",
     "compare",
     "describe",
+    "hints",
     "make_picture",
     "open_pipeline",
     "predict",
@@ -61,7 +66,8 @@ def open_pipeline(request: Request) -> tuple[Any, Request]:
 
     Raises:
         LoadError: the model or the LoRA cannot be loaded.
-        ConfigError: it does not make still pictures from text, or the size does not suit it.
+        ConfigError: the pipeline does not take what the request has, needs what it has not, or
+            the size does not suit it.
         GenerateError: out of memory.
     """
     device = pick_device(request.device)
@@ -76,18 +82,32 @@ def open_pipeline(request: Request) -> tuple[Any, Request]:
         steps = builtin.STEPS if builtin.trained_folder() else builtin.RANDOM_STEPS
     if steps is None:
         steps = known["num_inference_steps"].default
-    if guidance is None and "guidance_scale" in known:
+    if guidance is None and uses_guidance(pipe):
         guidance = known["guidance_scale"].default
+    request = _with_hashes(request)
     width, height = fitting_size(pipe, request)
     dtype_name = str(dtype).removeprefix("torch.")
     return pipe, replace(
         request, steps=steps, guidance=guidance, width=width, height=height,
         device=str(device), dtype=dtype_name,
+        frames=fitting_frames(pipe, request), fps=fitting_fps(pipe, request),
     )  # fmt: skip
 
 
+def _with_hashes(request: Request) -> Request:
+    """The request with its files' content in it, where that was not recorded before."""
+    image, mask = (
+        sha256_of(path) if path is not None and known is None else known
+        for path, known in (
+            (request.image, request.image_sha256),
+            (request.mask, request.mask_sha256),
+        )
+    )
+    return replace(request, image_sha256=image, mask_sha256=mask)
+
+
 def make_picture(pipe: Any, request: Request, progress: Progress | None = None) -> Picture:
-    """One picture; the pipeline is as it was afterwards.
+    """One picture or film; the pipeline is as it was afterwards.
 
     Args:
         pipe: from :func:`open_pipeline`.
@@ -122,10 +142,10 @@ def compare(
     """
     if request.config is None:
         raise ConfigError("nothing to compare: --dense asks for no patch")
-    plan = plan or summary(pipe, request.config, height=request.height, width=request.width)
+    plan = plan or _summary(pipe, request)
     requests = [replace(request, config=None), request]
     for each in requests:
-        make_picture(pipe, replace(each, steps=1))
+        make_picture(pipe, replace(each, steps=fewest_steps(pipe, request)))
     pictures = []
     for index, each in enumerate(requests):
 
@@ -142,9 +162,24 @@ def predict(pipe: Any, request: Request) -> Summary | None:
     if request.config is None:
         return None
     try:
-        return summary(pipe, request.config, height=request.height, width=request.width)
+        return _summary(pipe, request)
     except UnsupportedModelError:
         return None
+
+
+def fewest_steps(pipe: Any, request: Request) -> int:
+    """Steps of the shortest schedule that runs one: from an image only its last part is run."""
+    strength = call_parameters(pipe).get("strength")
+    if strength is None:
+        return 1
+    share: float = request.parameters.get("strength", strength.default)
+    return math.ceil(1 / max(share, 1e-3))
+
+
+def _summary(pipe: Any, request: Request) -> Summary:
+    return summary(
+        pipe, request.config, height=request.height, width=request.width, frames=request.frames
+    )
 
 
 def describe(pipe: Any, picture: Picture) -> dict[str, Any]:

@@ -1,13 +1,12 @@
-"""PNG files that carry their settings, and JSON files beside them, whole or not at all."""
+"""Files that carry their settings, and JSON files beside them, whole or not at all."""
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
+from . import videos
 from ._errors import GenerateError, LoadError
 
 CHUNK = "tokendown"
@@ -49,16 +49,22 @@ def stem_for(prompt: str, seed: int) -> str:
 def save(
     folder: Path,
     stem: str,
-    parts: Mapping[str, tuple[Image.Image, Mapping[str, Any]]],
+    parts: Mapping[str, tuple[Image.Image | Sequence[Image.Image], Mapping[str, Any]]],
     record: Mapping[str, Any] | None = None,
+    *,
+    fps: float | None = None,
+    kind: str = "png",
 ) -> list[Path]:
-    """Writes PNG files side by side: all of them, whole, under new names, or none.
+    """Writes files side by side: all of them, whole, under new names, or none.
 
     Args:
         folder: made if it is not there.
         stem: of the names; a number is added where a name is taken.
-        parts: suffix of the name to picture and settings, which must be JSON types.
+        parts: suffix of the name to picture, or frames of a film, and settings, which must be JSON
+            types.
         record: JSON types for a file ``stem.json`` among them, or None.
+        fps: frames a second of films.
+        kind: of films, "png" or "mp4".
 
     Returns:
         The files, in the order of ``parts``, the record last.
@@ -66,7 +72,11 @@ def save(
     Raises:
         GenerateError: the disk is full, the folder cannot be written, ...
     """
-    contents = {f"{suffix}.png": _png(*part) for suffix, part in parts.items()}
+    contents = {
+        f"{suffix}.{kind}": _encode([picture] if isinstance(picture, Image.Image) else picture,
+                                    settings, fps, kind)
+        for suffix, (picture, settings) in parts.items()
+    }  # fmt: skip
     if record is not None:
         contents[".json"] = (json.dumps(record, indent=2, allow_nan=False) + "\n").encode()
     drafts: list[str] = []
@@ -87,14 +97,17 @@ def save(
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """The settings that :func:`save` put into a PNG file.
+    """The settings that :func:`save` put into a file.
 
     Raises:
         LoadError: no such file, not a picture, or not one of tokendown's.
     """
     try:
-        with Image.open(path) as image:
-            text = image.info.get(CHUNK)
+        if path.suffix.lower() == ".mp4":
+            text = videos.mp4_settings(path)
+        else:
+            with Image.open(path) as image:
+                text = image.info.get(CHUNK)
     except FileNotFoundError as error:
         raise LoadError(f"{path}: no such file") from error
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
@@ -116,12 +129,15 @@ def as_tensor(image: Image.Image) -> Tensor:
     return pixels.permute(2, 0, 1)[None].double() / 255.0
 
 
-def _png(image: Image.Image, settings: Mapping[str, Any]) -> bytes:
+def _encode(
+    frames: Sequence[Image.Image], settings: Mapping[str, Any], fps: float | None, kind: str
+) -> bytes:
+    text = json.dumps(settings)
+    if kind == "mp4":
+        return videos.mp4(frames, fps or 1, text)
     info = PngInfo()
-    info.add_text(CHUNK, json.dumps(settings))
-    file = io.BytesIO()
-    image.save(file, format="PNG", pnginfo=info)
-    return file.getvalue()
+    info.add_text(CHUNK, text)
+    return videos.animated_png(frames, fps or 1, info)
 
 
 def _publish(folder: Path, stem: str, drafts: Mapping[str, str]) -> list[Path]:

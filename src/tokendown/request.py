@@ -1,4 +1,4 @@
-"""Everything that decides the pixels of one picture, in one object that goes into its file."""
+"""Everything that decides the pixels of a picture or film, in one object that its file carries."""
 
 from __future__ import annotations
 
@@ -30,6 +30,13 @@ class Request:
         config: of the patch; None is dense.
         device: "auto", "cpu", "cuda", "cuda:1", "mps".
         dtype: "auto", "float32", "float16", "bfloat16".
+        image: file of a picture that the pipeline starts from, or None.
+        image_sha256: of that file; None means that it is not known yet.
+        mask: file of a picture that is white where ``image`` may change, or None.
+        mask_sha256: likewise.
+        frames: of a film, >= 1; None means the pipeline's default, or a still picture.
+        fps: frames a second, > 0; None likewise.
+        parameters: further arguments of the pipeline's call by name, such as ``strength``.
 
     Raises:
         ConfigError: a value is out of its range.
@@ -48,6 +55,13 @@ class Request:
     config: Options | None = field(default_factory=PatchConfig)
     device: str = "auto"
     dtype: str = "auto"
+    image: str | None = None
+    image_sha256: str | None = None
+    mask: str | None = None
+    mask_sha256: str | None = None
+    frames: int | None = None
+    fps: float | None = None
+    parameters: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.steps is not None and self.steps < 1:
@@ -56,6 +70,12 @@ class Request:
             raise ConfigError(f"expected a seed from 0 to 2^63 - 1, got {self.seed}")
         if (self.width is None) != (self.height is None):
             raise ConfigError("expected width and height together")
+        if self.frames is not None and self.frames < 1:
+            raise ConfigError(f"expected at least 1 frame, got {self.frames}")
+        if self.fps is not None and not 0 < self.fps <= 1000:
+            raise ConfigError(f"expected more than 0 and at most 1000 frames a second: {self.fps}")
+        if self.mask is not None and self.image is None:
+            raise ConfigError("a mask says what may change of an image: give --image, too")
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON types."""
@@ -69,15 +89,20 @@ class Request:
             LoadError: an entry is missing or has the wrong type.
             ConfigError: the patch options are wrong.
         """
-        kinds = {"width": int, "height": int, "steps": int, "seed": int, "guidance": (int, float)}
-        optional = {"base", "lora", "width", "height", "steps", "guidance", "config"}
+        kinds = {
+            **dict.fromkeys(("width", "height", "steps", "seed", "frames"), int),
+            **dict.fromkeys(("guidance", "fps"), (int, float)),
+            **dict.fromkeys(("config", "parameters"), dict),
+        }
+        needed = {"prompt", "negative_prompt", "model", "seed", "device", "dtype"}
         given: dict[str, Any] = {}
         for name in (entry.name for entry in fields(cls)):
             value = settings.get(name)
-            kind: Any = dict if name == "config" else kinds.get(name, str)
-            if not isinstance(value, kind) and not (value is None and name in optional):
+            kind: Any = kinds.get(name, str)
+            if not isinstance(value, kind) and not (value is None and name not in needed):
                 raise LoadError(f"the settings have no usable {name}: {value!r}")
             given[name] = value
         if given["config"] is not None:
             given["config"] = options_from_dict(given["config"])
+        given["parameters"] = given["parameters"] or {}  # files of version 0.1.0 have none
         return cls(**given)

@@ -1,37 +1,41 @@
-"""One call of a diffusers pipeline: what it accepts, which sizes suit it, how long it takes."""
+"""One call of a diffusers pipeline: its arguments, what it returns, how long it takes."""
 
 from __future__ import annotations
 
-import inspect
 import math
+import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy
 import torch
 from PIL import Image
 from torch import Tensor
 
 from ._errors import ConfigError, GenerateError, TokendownError
+from .calls import call_parameters, check_pipeline, frames_name, image_name
 from .models.sources import first_line, out_of_memory
+from .originals import open_original
 from .patch import find_denoisers
 from .request import Request
+from .sizes import check_multiple, fitting_size, fps_name
 
 Progress = Callable[[int, int], None]
 """Called after every step with the number of steps done and of all steps."""
 
-_VIDEO = {"num_frames", "video_length"}
+__all__ = ["Picture", "Progress", "call_parameters", "check_pipeline", "fitting_size", "sample"]
 
 
 @dataclass(frozen=True)
 class Picture:
-    """One picture and how long it took.
+    """One picture or film, and how long it took.
 
     Attributes:
-        image: RGB, 8 bits.
+        frames: RGB, 8 bits; one for a still picture.
         request: with every default filled in.
-        seconds: from the prompt to the picture.
+        seconds: from the prompt to the last pixel.
         denoising_seconds: of all steps together, between the first call of the denoiser and the end
             of the last step.
         step_seconds: of each step; their spread tells how steady the machine was.
@@ -39,13 +43,18 @@ class Picture:
         latents: what was decoded to the image; None where the pipeline does not show it.
     """
 
-    image: Image.Image
+    frames: tuple[Image.Image, ...]
     request: Request
     seconds: float
     denoising_seconds: float
     step_seconds: tuple[float, ...] = ()
     note: str = ""
     latents: Tensor | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def image(self) -> Image.Image:
+        """The still picture, or the first frame."""
+        return self.frames[0]
 
 
 class _Clock:
@@ -84,66 +93,6 @@ class _Clock:
         return tuple(end - begin for begin, end in zip(begins, self.ends, strict=False))
 
 
-def call_parameters(pipe: Any) -> Mapping[str, inspect.Parameter]:
-    """What the pipeline's call accepts."""
-    return inspect.signature(pipe.__call__).parameters
-
-
-def check_pipeline(pipe: Any, request: Request) -> None:
-    """Whether the pipeline makes still pictures from text, and takes the request's options.
-
-    Raises:
-        ConfigError: it does not.
-    """
-    known, kind = call_parameters(pipe), type(pipe).__name__
-    if _VIDEO & set(known):
-        raise ConfigError(
-            f"{kind} makes video, and generate makes still pictures only so far; in Python, "
-            "tokendown.apply_patch(pipe) works on it"
-        )
-    required = [
-        name
-        for name, parameter in known.items()
-        if parameter.default is parameter.empty
-        and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
-    ]
-    if "prompt" not in known or set(required) - {"prompt"}:
-        needs = ", ".join(required) or "no prompt"
-        raise ConfigError(f"{kind} does not make pictures from text alone (it takes {needs})")
-    if request.negative_prompt and "negative_prompt" not in known:
-        raise ConfigError(f"{kind} takes no negative prompt")
-    if request.guidance is not None and "guidance_scale" not in known:
-        raise ConfigError(f"{kind} takes no guidance")
-    if request.steps is not None and "num_inference_steps" not in known:
-        raise ConfigError(f"{kind} takes no number of steps")
-
-
-def fitting_size(pipe: Any, request: Request) -> tuple[int, int]:
-    """(width, height) in pixels: the request's, or the native size of the model.
-
-    Raises:
-        ConfigError: no multiple of what the model needs, or there is no native size.
-    """
-    denoiser: Any = find_denoisers(pipe)[0]
-    scale = int(getattr(pipe, "vae_scale_factor", 8))
-    if request.width is None or request.height is None:
-        native = getattr(denoiser.config, "sample_size", None)
-        native = native or getattr(pipe, "default_sample_size", None)
-        if not native:
-            raise ConfigError(f"{type(denoiser).__name__} has no native size; give --size")
-        rows, columns = (native, native) if isinstance(native, int) else native
-        return columns * scale, rows * scale
-    width, height = request.width, request.height
-    multiple = _multiple(pipe, denoiser, scale)
-    if width < 1 or height < 1 or width % multiple or height % multiple:
-        near = [max(1, round(side / multiple)) * multiple for side in (width, height)]
-        raise ConfigError(
-            f"{width}x{height}: this model needs sides that are multiples of {multiple}, "
-            f"such as {near[0]}x{near[1]}"
-        )
-    return width, height
-
-
 def sample(pipe: Any, request: Request, progress: Progress | None) -> Picture:
     """Calls the pipeline as it is; the patch is the caller's business.
 
@@ -160,23 +109,22 @@ def sample(pipe: Any, request: Request, progress: Progress | None) -> Picture:
     except TokendownError:
         raise
     except ValueError as error:
+        _check_refused_size(request, error)
         raise ConfigError(f"{type(pipe).__name__}: {first_line(error)}") from error
     except Exception as error:  # a third party's pipeline can fail in any way
         if out_of_memory(error):
             raise GenerateError(_memory_advice(request)) from error
         reason = f"{type(error).__name__}: {first_line(error)}"
+        if request.image is None and image_name(pipe) is not None:
+            reason += "; it can start from a picture: --image FILE"
         raise GenerateError(f"{type(pipe).__name__} failed with {reason}") from error
     finally:
         hook.remove()
     seconds = clock.now() - begin
-    if not getattr(result, "images", None):
-        raise GenerateError(f"{type(pipe).__name__} returned no picture")
+    frames = _frames(pipe, result)
     steps = clock.step_seconds()
     denoising = sum(steps) if steps else seconds
-    blanked = getattr(result, "nsfw_content_detected", None) or [False]
-    note = "the model's safety checker blanked this picture" if any(blanked) else ""
-    image = result.images[0].convert("RGB")
-    return Picture(image, request, seconds, denoising, steps, note, clock.latents)
+    return Picture(frames, request, seconds, denoising, steps, _note(result), clock.latents)
 
 
 def _arguments(pipe: Any, request: Request, clock: _Clock) -> dict[str, Any]:
@@ -190,25 +138,104 @@ def _arguments(pipe: Any, request: Request, clock: _Clock) -> dict[str, Any]:
         "guidance_scale": request.guidance,
         "generator": torch.Generator("cpu").manual_seed(request.seed),
         "callback_on_step_end": clock.after_step,
+        **_sizes(pipe, request),
+        **_originals(pipe, request),
+        **request.parameters,
     }
+    if "callback_on_step_end" not in known:  # the older form, which some pipelines kept
+        wanted["callback"] = lambda step, _, __: clock.after_step(None, step, None, {})
     return {name: value for name, value in wanted.items() if name in known and value is not None}
 
 
-def _multiple(pipe: Any, denoiser: Any, scale: int) -> int:
-    """Of which the sides must be multiples, in pixels."""
-    patch = getattr(denoiser.config, "patch_size", None)
-    needs = [scale * (patch if isinstance(patch, int) else 1)]
-    processor = getattr(pipe, "image_processor", None)
-    if processor is not None:  # counts the 2 x 2 packing of FLUX, which is in no other place
-        needs.append(int(processor.config.get("vae_scale_factor", 1)))
-    if hasattr(pipe, "unet"):  # diffusers' pipelines with a U-Net insist on this
-        needs.append(8)
-    return math.lcm(*needs)
+def _sizes(pipe: Any, request: Request) -> dict[str, Any]:
+    """What a pipeline wants to know of size and length, and would else decide itself."""
+    sizes: dict[str, Any] = {
+        "max_area": math.prod(_size(request)),  # FLUX Kontext scales the size to this
+        # PixArt would denoise at the nearest size of its table, and enlarge the picture
+        "use_resolution_binning": False,
+    }
+    film = frames_name(pipe)
+    if film is not None:
+        sizes |= {film: request.frames, "output_type": "pil"}
+    speed = fps_name(pipe)
+    if speed is not None and request.fps is not None:
+        whole = float(request.fps).is_integer()
+        sizes[speed] = int(request.fps) if whole else request.fps
+    return sizes
+
+
+def _size(request: Request) -> tuple[int, int]:
+    assert request.width is not None, "open_pipeline fills it in"
+    assert request.height is not None, "likewise"
+    return request.width, request.height
+
+
+def _originals(pipe: Any, request: Request) -> dict[str, Image.Image]:
+    """The pictures that go in; resized here where the pipeline takes their size for its own."""
+    name = image_name(pipe)
+    if name is None or request.image is None:
+        return {}
+    pictures = {name: open_original(request.image, request.image_sha256)}
+    if request.mask is not None:
+        pictures["mask_image"] = open_original(request.mask, request.mask_sha256, "L")
+    if {"width", "height"} <= set(call_parameters(pipe)):
+        return pictures
+    size = _size(request)
+    return {
+        key: image if image.size == size else image.resize(size, Image.Resampling.LANCZOS)
+        for key, image in pictures.items()
+    }
+
+
+def _frames(pipe: Any, result: Any) -> tuple[Image.Image, ...]:
+    """RGB pictures from whatever the pipeline returned.
+
+    Raises:
+        GenerateError: it returned none.
+    """
+    frames: Any = getattr(result, "frames", None)
+    if frames is None:
+        images = getattr(result, "images", None)
+        frames = [] if images is None else images[:1]
+    elif len(frames):
+        frames = frames[0]
+    if len(frames) == 0:
+        raise GenerateError(f"{type(pipe).__name__} returned no picture")
+    return tuple(_as_image(frame).convert("RGB") for frame in frames)
+
+
+def _as_image(frame: Any) -> Image.Image:
+    """A picture, or floats [H, W, 3] in [0, 1]."""
+    if isinstance(frame, Image.Image):
+        return frame
+    return Image.fromarray((numpy.asarray(frame) * 255).round().clip(0, 255).astype("uint8"))
+
+
+def _note(result: Any) -> str:
+    notes = []
+    if any(getattr(result, "nsfw_content_detected", None) or [False]):
+        notes.append("the model's safety checker blanked this picture")
+    if getattr(result, "audio", None) is not None:
+        notes.append("the model made sound, too, which is not kept")
+    return "; ".join(notes)
+
+
+def _check_refused_size(request: Request, error: ValueError) -> None:
+    """Some pipelines know what sizes they need in their checks alone; those name no size that fits.
+
+    Raises:
+        ConfigError: it is about the size.
+    """
+    found = re.search(r"height.*width.*divisible by (\d+)", str(error))
+    if found and request.width is not None and request.height is not None:
+        check_multiple((request.width, request.height), int(found[1]))
 
 
 def _memory_advice(request: Request) -> str:
     size = f"{request.width}x{request.height} as {request.dtype} on {request.device}"
     advice = ["a smaller --size"]
+    if request.frames is not None:
+        advice.append("fewer --frames")
     if request.dtype == "float32":
         advice.append("--dtype bfloat16")
     advice.append("a patch instead of --dense" if request.config is None else "a larger --factor")

@@ -11,6 +11,7 @@ from .adapters.plan import Layer, Plan
 from .adapters.skeleton import Cost
 from .flops import self_attention_flops
 from .patch import find_denoisers
+from .scales import latent_frames, spatial_scale, temporal_scale
 from .select import kept_tokens
 from .tuned import Options
 
@@ -57,6 +58,7 @@ class Summary:
         batch: of the denoiser call; 2 is one image with classifier-free guidance.
         layers: every self-attention layer.
         step_flops_before: of one whole denoiser call, dense.
+        frames: of a film; None for still pictures, or where a usual number was taken.
     """
 
     model: str
@@ -67,6 +69,7 @@ class Summary:
     batch: int
     layers: list[LayerSummary]
     step_flops_before: int
+    frames: int | None = None
 
     @property
     def step_flops_after(self) -> int:
@@ -105,7 +108,9 @@ class Summary:
 
     def __str__(self) -> str:
         state = "patched" if self.patched else "not patched"
-        head = f"{self.model}, {self.width} x {self.height} pixels, batch {self.batch}, {state}"
+        size = f"{self.width} x {self.height} pixels"
+        size += "" if self.frames is None else f", {self.frames} frames"
+        head = f"{self.model}, {size}, batch {self.batch}, {state}"
         rows: list[tuple[str, ...]] = [("layer", "grid", "factor", "keys", "GFLOP", "")]
         rows += [_row(layer) for layer in self.layers]
         widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
@@ -134,6 +139,8 @@ def summary(
     width: int | None = None,
     batch: int = 2,
     scale: int | None = None,
+    frames: int | None = None,
+    frame_scale: int | None = None,
 ) -> Summary:
     """Lists every self-attention layer with grid, keys, FLOPs, and the predicted speed-up.
 
@@ -147,25 +154,27 @@ def summary(
         batch: of the denoiser call; 2 is one image with classifier-free guidance.
         scale: pixels a latent pixel, per side; None means the pipeline's own, and 8 for a denoiser
             on its own, as in Stable Diffusion.
+        frames: of a film; None means a usual number.
+        frame_scale: frames a latent frame; None means the pipeline's own, and 1 for a denoiser.
 
     Raises:
         ConfigError: the model has no native size and none was given, or it is too small.
         UnsupportedModelError: no adapter knows the model.
         NothingPatchedError: the config matches no layer.
     """
-    scale = scale if scale is not None else int(getattr(model, "vae_scale_factor", 8))
+    scale = scale if scale is not None else spatial_scale(model)
+    latents = frames and latent_frames(frames, frame_scale or temporal_scale(model))
     denoisers = find_denoisers(model, controlnet=True)
     families.find_sites(denoisers[0])  # raises where no family matches
     height, width = _size(denoisers[0], height, width, scale)
-    plans = {}
-    for index, denoiser in enumerate(denoisers):
-        plan = families.installed_plan(denoiser)
-        if plan is not None or index == 0:  # a ControlNet is shown when it is patched
-            plans[denoiser] = plan
+    installed = {denoiser: families.installed_plan(denoiser) for denoiser in denoisers}
+    plans = {  # a ControlNet is shown when it is patched
+        each: plan for each, plan in installed.items() if plan or each is denoisers[0]
+    }
     layers: list[LayerSummary] = []
     total = 0
     for denoiser, plan in plans.items():
-        cost = skeleton.measure(denoiser, height // scale, width // scale, batch)
+        cost = skeleton.measure(denoiser, height // scale, width // scale, batch, latents)
         total += cost.flops
         layers += _layers(plan or families.make_plan(denoiser, config), cost)
     patched = any(plan is not None for plan in plans.values())
@@ -179,6 +188,7 @@ def summary(
         batch=batch,
         layers=layers,
         step_flops_before=total,
+        frames=frames,
     )
 
 

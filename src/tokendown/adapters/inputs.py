@@ -25,6 +25,7 @@ def denoiser_inputs(
     batch: int = 2,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
+    frames: int | None = None,
 ) -> dict[str, Any]:
     """Keyword arguments of ``model.forward``.
 
@@ -35,13 +36,14 @@ def denoiser_inputs(
         batch: 2 is one image with classifier-free guidance.
         device: of the tensors.
         dtype: of the tensors that are not indices.
+        frames: of the latent of a video model; None means a usual number.
 
     Raises:
         UnsupportedModelError: the family, or a conditioning of this model, has no entry.
     """
     for base in type(model).__mro__:
         if base.__name__ in _INPUTS:
-            make = _Zeros(batch, torch.device(device), dtype)
+            make = _Zeros(batch, torch.device(device), dtype, frames)
             return _INPUTS[base.__name__](model.config, make, height, width)
     raise UnsupportedModelError(f"no example inputs are known for {type(model).__name__}")
 
@@ -49,8 +51,11 @@ def denoiser_inputs(
 class _Zeros:
     """Tensors [batch, ...] on one device."""
 
-    def __init__(self, batch: int, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self, batch: int, device: torch.device, dtype: torch.dtype, frames: int | None = None
+    ) -> None:
         self.batch, self.device, self.dtype = batch, device, dtype
+        self.frames = frames or FRAMES
 
     def __call__(self, *shape: int) -> Tensor:
         return torch.zeros(self.batch, *shape, device=self.device, dtype=self.dtype)
@@ -100,7 +105,7 @@ def _controlnet(config: Any, zeros: _Zeros, height: int, width: int) -> dict[str
 
 
 def _video_unet(config: Any, zeros: _Zeros, height: int, width: int) -> dict[str, Any]:
-    frames = min(FRAMES, getattr(config, "motion_max_seq_length", FRAMES))
+    frames = min(zeros.frames, getattr(config, "motion_max_seq_length", zeros.frames))
     return {
         **_unet(config, zeros, height, width),
         "sample": zeros(config.in_channels, frames, height, width),
@@ -119,7 +124,7 @@ def _image_to_video_unet(config: Any, zeros: _Zeros, height: int, width: int) ->
     return {
         **_video_unet(config, zeros, height, width),
         "fps": zeros.integers(),
-        "image_latents": zeros(config.in_channels, FRAMES, height, width),
+        "image_latents": zeros(config.in_channels, zeros.frames, height, width),
         "image_embeddings": zeros(config.cross_attention_dim),
     }
 
@@ -127,7 +132,7 @@ def _image_to_video_unet(config: Any, zeros: _Zeros, height: int, width: int) ->
 def _stable_video(config: Any, zeros: _Zeros, height: int, width: int) -> dict[str, Any]:
     time_ids = config.projection_class_embeddings_input_dim // config.addition_time_embed_dim
     return {
-        "sample": zeros(FRAMES, config.in_channels, height, width),
+        "sample": zeros(zeros.frames, config.in_channels, height, width),
         "timestep": zeros.integers(),
         "encoder_hidden_states": zeros(1, config.cross_attention_dim),
         "added_time_ids": zeros(time_ids),

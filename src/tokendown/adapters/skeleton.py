@@ -42,7 +42,7 @@ class Cost:
     batches: dict[str, int]
 
 
-def measure(model: Any, height: int, width: int, batch: int) -> Cost:
+def measure(model: Any, height: int, width: int, batch: int, frames: int | None = None) -> Cost:
     """Runs the skeleton of a denoiser once.
 
     Args:
@@ -50,6 +50,7 @@ def measure(model: Any, height: int, width: int, batch: int) -> Cost:
         height: of the latent.
         width: of the latent.
         batch: of the call.
+        frames: of the latent of a video model; None means a usual number.
 
     Raises:
         UnsupportedModelError: no example inputs are known for this model.
@@ -57,7 +58,7 @@ def measure(model: Any, height: int, width: int, batch: int) -> Cost:
     from torch.utils.flop_counter import FlopCounterMode  # slow to import, and rarely needed
 
     skeleton = on_meta(model)
-    inputs = denoiser_inputs(skeleton, height, width, batch=batch, device="meta")
+    inputs = denoiser_inputs(skeleton, height, width, batch=batch, device="meta", frames=frames)
     plan = make_plan(skeleton, None)
     install(skeleton, plan)
     batches: dict[str, int] = {}

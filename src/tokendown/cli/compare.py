@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from rich.table import Table
 
 from .. import captions, pictures, quality
@@ -17,7 +19,7 @@ from .output import out
 
 
 def save_comparison(
-    pipe: Any, folder: Path, result: gen.Comparison, finish: Any
+    pipe: Any, folder: Path, result: gen.Comparison, finish: Any, film: Mapping[str, Any]
 ) -> tuple[dict[str, Any], list[Path]]:
     """Measures a comparison and writes its three files.
 
@@ -26,35 +28,39 @@ def save_comparison(
         folder: where to.
         result: what was made.
         finish: what is done to a picture before it is saved, Image to Image.
+        film: ``fps`` and ``kind`` of :func:`tokendown.pictures.save`.
 
     Returns:
         The numbers as JSON types, and the files: dense, patched, side by side.
     """
     numbers = measure(result)
     settings = [gen.describe(pipe, picture) for picture in (result.dense, result.patched)]
-    sheet = captions.side_by_side(
-        (finish(result.dense.image), f"dense: {result.dense.seconds:.1f} s"),
-        (finish(result.patched.image), f"{_patch_name(result)}: {result.patched.seconds:.1f} s"),
-        _foot(result, numbers),
+    frames = [[finish(frame) for frame in each.frames] for each in (result.dense, result.patched)]
+    names = (
+        f"dense: {result.dense.seconds:.1f} s",
+        f"{_patch_name(result)}: {result.patched.seconds:.1f} s",
     )
+    sheets = [
+        captions.side_by_side((dense, names[0]), (patched, names[1]), _foot(result, numbers))
+        for dense, patched in zip(*frames, strict=True)
+    ]
     whole = {**settings[1], "kind": "comparison", "numbers": numbers}
     request = result.patched.request
     files = pictures.save(
         folder,
         pictures.stem_for(request.prompt, request.seed),
         {
-            "-dense": (finish(result.dense.image), settings[0]),
-            "-patched": (finish(result.patched.image), settings[1]),
-            "-compare": (sheet, whole),
+            "-dense": (frames[0], settings[0]),
+            "-patched": (frames[1], settings[1]),
+            "-compare": (sheets, whole),
         },
+        **film,
     )
     return numbers, files
 
 
 def measure(result: gen.Comparison) -> dict[str, Any]:
     """Seconds, speed-ups, keys and distances, as JSON types; PSNR is null for equal pictures."""
-    dense, patched = (pictures.as_tensor(p.image) for p in (result.dense, result.patched))
-    decibels = float(quality.psnr(patched, dense))
     return {
         "seed": result.patched.request.seed,
         "seconds": {
@@ -72,9 +78,33 @@ def measure(result: gen.Comparison) -> dict[str, Any]:
         "measured_speedup": round(result.measured_speedup, 3),
         "predicted_speedup": round(result.predicted_speedup, 3),
         "keys": keys_by_grid(result.summary),
-        "psnr_db": None if math.isinf(decibels) else round(decibels, 2),
-        "ssim": round(float(quality.ssim(patched, dense)), 4),
+        **distances(result.dense.frames, result.patched.frames),
     }
+
+
+def distances(dense: Sequence[Image.Image], patched: Sequence[Image.Image]) -> dict[str, Any]:
+    """PSNR of all frames together, mean SSIM, and for a film both of every frame; JSON types.
+
+    Args:
+        dense: frames, RGB.
+        patched: as many, of the same size.
+    """
+    psnrs, ssims = [], []
+    for pair in zip(patched, dense, strict=True):  # one by one: a film in float64 fills memories
+        image, reference = (pictures.as_tensor(frame) for frame in pair)
+        psnrs.append(float(quality.psnr(image, reference)))
+        ssims.append(float(quality.ssim(image, reference)))
+    error = sum(10 ** (-decibels / 10) for decibels in psnrs) / len(psnrs)
+    found: dict[str, Any] = {
+        "psnr_db": round(-10 * math.log10(error), 2) if error else None,
+        "ssim": round(sum(ssims) / len(ssims), 4),
+    }
+    if len(psnrs) > 1:
+        found["frames"] = {
+            "psnr_db": [None if math.isinf(each) else round(each, 2) for each in psnrs],
+            "ssim": [round(each, 4) for each in ssims],
+        }
+    return found
 
 
 def keys_by_grid(summary: Summary) -> list[dict[str, Any]]:
@@ -138,5 +168,6 @@ def _foot(result: gen.Comparison, numbers: dict[str, Any]) -> list[str]:
         f"{numbers['predicted_speedup']:.2f}. {_distance(numbers)}.",
         keys_text(result.summary) or "no fewer keys",
         f"{json.dumps(request.prompt, ensure_ascii=False)}, {request.width} x {request.height}, "
-        f"steps: {request.steps}, seed: {request.seed}, {request.dtype} on {request.device}",
+        + (f"{request.frames} frames, " if request.frames is not None else "")
+        + f"steps: {request.steps}, seed: {request.seed}, {request.dtype} on {request.device}",
     ]

@@ -1,4 +1,4 @@
-"""``tokendown generate``: pictures from a prompt, patched, dense, or both."""
+"""``tokendown generate``: pictures and films from a prompt, patched, dense, or both."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 import typer
 from PIL import Image
 
-from .. import captions, pictures
+from .. import captions, pictures, videos
 from .. import generate as gen
 from .._errors import ConfigError
 from ..models import builtin
@@ -24,7 +24,7 @@ from .compare import keys_text, print_comparison, save_comparison
 from .output import loading, out, politely, print_json, steps_bar, warn
 
 _PLAIN = ("negative_prompt", "model", "base", "lora", "steps", "guidance", "seed", "device",
-          "dtype")  # fmt: skip
+          "dtype", "frames", "fps")  # fmt: skip
 
 
 def generate(
@@ -46,6 +46,12 @@ def generate(
     guidance: Annotated[float | None, typer.Option(help="Default: the pipeline's own.")] = None,
     seed: Annotated[int | None, typer.Option(help="Picture i has seed + i. Default 0.")] = None,
     count: Annotated[int, typer.Option(min=1, help="How many pictures.")] = 1,
+    image: opt.Image = None,
+    mask: opt.Mask = None,
+    parameters: opt.Set = None,
+    frames: opt.Frames = None,
+    fps: opt.Fps = None,
+    film_format: opt.Format = None,
     preset: opt.Preset = None,
     factor: opt.Factor = None,
     budget: opt.Budget = None,
@@ -65,14 +71,14 @@ def generate(
     out_folder: Annotated[Path, typer.Option("--out", help="Folder for the files.")] = Path("out"),
     source: Annotated[
         Path | None,
-        typer.Option("--from", metavar="PNG", help="Repeat a picture; other options change it."),
+        typer.Option("--from", metavar="FILE", help="Repeat a picture; other options change it."),
     ] = None,
     compare: Annotated[
         bool, typer.Option("--compare", help="Dense and patched from one seed, side by side.")
     ] = False,
     as_json: opt.Json = False,
 ) -> None:
-    """Make pictures with a patched model; every PNG file carries its settings."""
+    """Make pictures and films with a patched model; every file carries its settings."""
     with politely(as_json):
         _generate(ctx.params, out_folder, source, compare, count, as_json)
 
@@ -86,6 +92,8 @@ def _generate(
     as_json: bool,
 ) -> None:
     pictures.check_folder(folder)
+    kind = given["film_format"] or (source.suffix.lower()[1:] if source else "png")
+    videos.check_format(kind)
     recorded = None if source is None else pictures.read_settings(source)
     request = read_request(given, recorded)
     compare = compare or (recorded or {}).get("kind") == "comparison"
@@ -99,7 +107,11 @@ def _generate(
             notes += busy()
     for note in notes:
         warn(note)
-    job = _Job(pipe, request, folder, as_json, notes)
+    if request.frames is None:
+        if given["film_format"] not in (None, "png"):
+            raise ConfigError(f"{type(pipe).__name__} makes still pictures, and those as png")
+        kind = "png"
+    job = _Job(pipe, request, folder, as_json, notes, kind)
     for index in range(count):
         one = replace(request, seed=request.seed + index)
         label = f"picture {index + 1} of {count}" if count > 1 else "picture"
@@ -114,12 +126,20 @@ def read_request(given: Mapping[str, Any], recorded: Mapping[str, Any] | None) -
         ConfigError: an option is wrong, or there is no prompt.
         LoadError: the recorded settings are damaged.
     """
-    if recorded is None and not given["prompt"]:
+    anything = given["prompt"] or given["image"] or given["parameters"]
+    if recorded is None and not anything:
         raise ConfigError('expected a prompt, such as: tokendown generate "a red heart"')
     request = gen.Request() if recorded is None else gen.Request.from_dict(recorded)
     changes = {name: given[name] for name in _PLAIN if given[name] is not None}
     if given["prompt"]:
         changes["prompt"] = given["prompt"]
+    for name in ("image", "mask"):
+        if given[name] is not None:  # another file is a change like any other
+            changes |= {name: given[name], f"{name}_sha256": None}
+    if given["parameters"]:
+        changes["parameters"] = {
+            **request.parameters, **opt.parse_parameters(given["parameters"])
+        }  # fmt: skip
     if given["size"] is not None:
         changes["width"], changes["height"] = opt.parse_size(given["size"])
     if opt.patch_given(given):  # these replace recorded ones together: a factor excludes a budget
@@ -140,6 +160,7 @@ def remarks(pipe: Any, request: gen.Request, recorded: Any, plan: Any) -> list[s
     tuned = request.config if isinstance(request.config, TunedPlan) else None
     if plan is not None and tuned and not tuned.made_for(request.width, request.height):
         notes.append("the plan was not made for this size: its error was not measured here")
+    notes += gen.hints(pipe, request)
     if recorded is None:
         return notes
     here = versions()
@@ -149,6 +170,9 @@ def remarks(pipe: Any, request: gen.Request, recorded: Any, plan: Any) -> list[s
             notes.append(f"made with {package} {version}, here {here[package]}: pixels may differ")
     if recorded.get("weights") != fingerprint(pipe):
         notes.append("made with other weights of this model, or another LoRA: pixels will differ")
+    for name in ("image", "mask"):
+        if recorded.get(f"{name}_sha256") != getattr(request, f"{name}_sha256"):
+            notes.append(f"made with another {name}: pixels will differ")
     threads = torch.get_num_threads()
     if request.device == "cpu" and recorded.get("threads") != threads:
         notes.append(
@@ -176,20 +200,23 @@ class _Job:
     """Makes, saves and reports the pictures of one command, and keeps what JSON will say."""
 
     def __init__(
-        self, pipe: Any, request: gen.Request, folder: Path, as_json: bool, notes: list[str]
-    ) -> None:
+        self, pipe: Any, request: gen.Request, folder: Path, as_json: bool, notes: list[str],
+        kind: str = "png",
+    ) -> None:  # fmt: skip
         self.pipe = pipe
         self.folder = folder
         self.as_json = as_json
         self.record: dict[str, Any] = {"request": request.to_dict(), "notes": notes, "images": []}
         self.random = is_random(request)
+        self.film: dict[str, Any] = {"fps": request.fps, "kind": kind}
 
     def make(self, request: gen.Request, label: str, plan: Any) -> None:
         with steps_bar(label) as advance:
             picture = gen.make_picture(self.pipe, request, advance)
         stem = pictures.stem_for(request.prompt, request.seed)
         settings = gen.describe(self.pipe, picture)
-        [path] = pictures.save(self.folder, stem, {"": (self.finish(picture.image), settings)})
+        frames = [self.finish(frame) for frame in picture.frames]
+        [path] = pictures.save(self.folder, stem, {"": (frames, settings)}, **self.film)
         self.note(picture)
         entry = {
             "path": str(path),
@@ -207,7 +234,7 @@ class _Job:
     def compare(self, request: gen.Request, label: str, plan: Any) -> None:
         with steps_bar(f"{label}, dense and patched") as advance:
             result = gen.compare(self.pipe, request, advance, plan)
-        numbers, files = save_comparison(self.pipe, self.folder, result, self.finish)
+        numbers, files = save_comparison(self.pipe, self.folder, result, self.finish, self.film)
         self.note(result.patched)
         names = dict(zip(("dense", "patched", "side_by_side"), map(str, files), strict=True))
         self.record["images"].append({**numbers, "paths": names})

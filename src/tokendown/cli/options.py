@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +16,8 @@ from ..models import builtin
 from ..tuned import Options, TunedPlan
 
 _PATCH = "What to keep"
+_FILM = "Films"
+_START = "What else goes in"
 
 Model = Annotated[
     str | None,
@@ -27,6 +30,37 @@ Size = Annotated[
     str | None,
     typer.Option(metavar="WIDTHxHEIGHT", help="Pixels. Default: the model's native size."),
 ]
+Frames = Annotated[
+    int | None, typer.Option(help="Of a film. Default: the pipeline's own.", rich_help_panel=_FILM)
+]
+Fps = Annotated[
+    float | None,
+    typer.Option(help="Frames a second. Default: the model's own.", rich_help_panel=_FILM),
+]
+Format = Annotated[
+    str | None,
+    typer.Option(
+        "--format", metavar="png|mp4", rich_help_panel=_FILM,
+        help="Animated PNG loses nothing; mp4 needs an extra. Default png.",
+    ),
+]  # fmt: skip
+Image = Annotated[
+    str | None,
+    typer.Option(metavar="FILE", help="Picture to start from.", rich_help_panel=_START),
+]
+Mask = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE", help="White where the picture may change.", rich_help_panel=_START
+    ),
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="NAME=VALUE", rich_help_panel=_START,
+        help="Any other argument of the pipeline's call: --set strength=0.5. Can be repeated.",
+    ),
+]  # fmt: skip
 Json = Annotated[bool, typer.Option("--json", help="Print JSON to stdout.")]
 Preset = Annotated[
     str | None,
@@ -89,6 +123,27 @@ def parse_size(text: str | None) -> tuple[int | None, int | None]:
         raise ConfigError(f"expected a size such as 1024x768 (width x height), got {text!r}")
     width = int(match[1])
     return width, int(match[2] or width)
+
+
+def parse_parameters(texts: list[str] | None) -> dict[str, Any]:
+    """``["strength=0.5", "prompt_2=a cat"]`` to {"strength": 0.5, "prompt_2": "a cat"}.
+
+    Raises:
+        ConfigError: it reads otherwise, or a value is an object.
+    """
+    parameters: dict[str, Any] = {}
+    for text in texts or []:
+        name, equals, value = text.partition("=")
+        if not equals or not name.strip().isidentifier():
+            raise ConfigError(f"expected --set NAME=VALUE, such as strength=0.5, got {text!r}")
+        try:
+            parsed = json.loads(value)
+        except ValueError:
+            parsed = value  # a word or more
+        if parsed is None or isinstance(parsed, dict):
+            raise ConfigError(f"--set {name}: expected a number, text, true, false or a list")
+        parameters[name.strip()] = parsed
+    return parameters
 
 
 def parse_factor(text: str) -> int | dict[int, int]:

@@ -6,7 +6,7 @@ import typer
 from rich import box
 from rich.table import Table
 
-from ..models.blueprint import load_skeleton
+from ..models.blueprint import frame_scale, load_skeleton
 from ..summary import LayerSummary, Summary
 from ..summary import summary as summarise
 from . import options as opt
@@ -17,6 +17,7 @@ def summary(
     ctx: typer.Context,
     model: opt.Model = None,
     size: opt.Size = None,
+    frames: opt.Frames = None,
     preset: opt.Preset = None,
     factor: opt.Factor = None,
     budget: opt.Budget = None,
@@ -32,9 +33,14 @@ def summary(
     with politely(as_json):
         config = opt.patch_config(ctx.params)
         width, height = opt.parse_size(size)
-        with loading(opt.model_name(model)):
-            denoiser, scale = load_skeleton(opt.model_name(model))
-            result = summarise(denoiser, config, height=height, width=width, scale=scale)
+        name = opt.model_name(model)
+        with loading(name):
+            denoiser, scale = load_skeleton(name)
+            each = None if frames is None else frame_scale(name)
+            result = summarise(
+                denoiser, config, height=height, width=width, scale=scale,
+                frames=frames, frame_scale=each,
+            )  # fmt: skip
         if as_json:
             print_json(result.to_dict())
         else:
@@ -43,6 +49,7 @@ def summary(
 
 def _print(result: Summary) -> None:
     title = f"{result.model}, {result.width} x {result.height} pixels"
+    title += "" if result.frames is None else f", {result.frames} frames"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("layer", no_wrap=True)
     for column in ("grid", "factor", "keys", "GFLOP"):

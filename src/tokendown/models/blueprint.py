@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from pathlib import Path
 from typing import Any
 
 from .._errors import LoadError
 from ..adapters.skeleton import build_on_meta
+from ..scales import scales_of_vae
 from . import builtin
 from .sources import first_line, kind_of, need_diffusers
 
@@ -37,10 +39,21 @@ def load_skeleton(model: str = builtin.NAME) -> tuple[Any, int | None]:
     for name in ("unet", "transformer", None):
         settings = _config(source, kind, name)
         if settings is not None:
-            scale = _vae_scale(_config(source, kind, "vae")) if name else None
+            scale = _vae_scales(_config(source, kind, "vae"))[0] if name else None
             return _on_meta(settings, model), scale
     where = "unet/config.json or transformer/config.json"
     raise LoadError(f"no {where} in {model}")
+
+
+def frame_scale(model: str) -> int | None:
+    """Frames a latent frame, as the VAE of a pipeline says; None where it says nothing.
+
+    Args:
+        model: as for :func:`load_skeleton`.
+    """
+    if model == builtin.NAME:
+        return None
+    return _vae_scales(_config(model, kind_of(model), "vae"))[1]
 
 
 def _config(source: str, kind: str, part: str | None) -> dict[str, Any] | None:
@@ -86,9 +99,13 @@ def _on_meta(settings: dict[str, Any], model: str) -> Any:
         raise LoadError(f"cannot build {kind.__name__} of {model}: {first_line(error)}") from error
 
 
-def _vae_scale(settings: dict[str, Any] | None) -> int | None:
-    """Pixels a latent pixel, as diffusers' pipelines count it."""
+def _vae_scales(settings: dict[str, Any] | None) -> tuple[int | None, int | None]:
+    """Pixels and frames a latent pixel and frame; a file may leave out what is a default."""
+    import diffusers
+
     if settings is None:
-        return None
-    levels = settings.get("block_out_channels") or settings.get("encoder_block_out_channels")
-    return None if levels is None else int(2 ** (len(levels) - 1))
+        return None, None
+    kind: Any = getattr(diffusers, str(settings.get("_class_name")), None)
+    defaults = inspect.signature(kind).parameters if isinstance(kind, type) else {}
+    known = {name: each.default for name, each in defaults.items()}
+    return scales_of_vae({**known, **settings})

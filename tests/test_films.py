@@ -1,0 +1,395 @@
+"""``tokendown generate`` for pipelines beyond still pictures from a prompt: films, pictures that go
+in, joint attention; nothing asked for is dropped, and a repeat is exact."""
+
+from __future__ import annotations
+
+import json
+from importlib import util
+
+import numpy
+import pytest
+from PIL import Image, ImageSequence
+from tests import tiny, tiny_pipelines
+from tests.test_cli import png_names, run, run_for_error
+from torch import nn
+
+from tokendown import pictures, summary, videos
+from tokendown._errors import LoadError
+from tokendown.cli.options import parse_parameters
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with a picture and a mask; pipelines are added when they are asked for."""
+    root = tmp_path_factory.mktemp("films")
+    noise = numpy.random.default_rng(0).integers(0, 255, (24, 40, 3), dtype="uint8")
+    Image.fromarray(noise).save(root / "in.png")
+    Image.fromarray(noise[::-1].copy()).save(root / "other.png")
+    mask = numpy.zeros((24, 40), dtype="uint8")
+    mask[:, 20:] = 255
+    Image.fromarray(mask).save(root / "mask.png")
+    return root
+
+
+@pytest.fixture
+def folder(place):
+    """name -> the folder of that tiny pipeline."""
+
+    def get(name, make=None):
+        if not (place / name).exists():
+            make = make or getattr(tiny_pipelines, name)
+            make(place / "tokenizer").save_pretrained(place / name)
+        return place / name
+
+    return get
+
+
+def frames_of(path):
+    """[F, H, W, 3]; an equal neighbour is a longer frame in the file."""
+    with Image.open(path) as image:
+        shown = [
+            (numpy.array(frame.convert("RGB")), frame.info.get("duration", 0))
+            for frame in ImageSequence.Iterator(image)
+        ]
+    shortest = min(duration for _, duration in shown) or 1
+    return numpy.stack(
+        [frame for frame, duration in shown for _ in range(max(1, round(duration / shortest)))]
+    )
+
+
+def generate(*words, code=0):
+    """The record of one command that prints JSON."""
+    return json.loads(run("generate", *words, "--json", code=code)[0])
+
+
+# Films
+
+
+def test_a_film_and_the_same_again(folder, tmp_path):
+    words = ("a cat", "-n", "blur", "--model", folder("animatediff"), "--steps", 2,
+             "--size", "40x24", "--factor", 2, "--frames", 5, "--fps", 4)  # fmt: skip
+    record = generate(*words, "--seed", 7, "--out", tmp_path / "made")
+    made = tmp_path / "made" / "a-cat-7.png"
+    assert record["images"][0]["path"] == str(made)
+    assert frames_of(made).shape == (5, 24, 40, 3)
+    with Image.open(made) as image:
+        assert image.n_frames == 5
+        assert image.info["duration"] == 250
+    generate("--from", made, "--out", tmp_path / "again")
+    again = tmp_path / "again" / "a-cat-7.png"
+    assert numpy.array_equal(frames_of(again), frames_of(made))
+    ours, theirs = (pictures.read_settings(path) for path in (again, made))
+    assert {**ours, "seconds": 0} == {**theirs, "seconds": 0}
+    assert (ours["frames"], ours["fps"], ours["pipeline"]) == (5, 4, "AnimateDiffPipeline")
+    assert set(ours["versions"]) == {"tokendown", "torch", "diffusers", "transformers"}
+    generate("--from", made, "--dense", "--out", tmp_path / "dense")
+    assert not numpy.array_equal(frames_of(tmp_path / "dense" / made.name), frames_of(made))
+
+
+def test_the_film_is_what_the_pipeline_makes(folder, place, tmp_path):
+    """Against a call by hand of a pipeline that was never near tokendown."""
+    generate("a cat", "--model", folder("animatediff"), "--steps", 2, "--size", "40x24", "--dense",
+             "--frames", 3, "--guidance", 3, "--out", tmp_path)  # fmt: skip
+    pipe = tiny_pipelines.animatediff(place / "tokenizer")
+    pipe.set_progress_bar_config(disable=True)
+    [frames] = pipe(
+        "a cat", num_frames=3, width=40, height=24, num_inference_steps=2, guidance_scale=3.0,
+        generator=tiny.torch.Generator().manual_seed(0),
+    ).frames  # fmt: skip
+    expected = numpy.stack([numpy.array(frame) for frame in frames])
+    assert numpy.array_equal(frames_of(tmp_path / "a-cat-0.png"), expected)
+
+
+def test_comparison_of_films(folder, tmp_path):
+    words = ("a cat", "--model", folder("animatediff"), "--steps", 2, "--size", "40x24",
+             "--frames", 3, "--out", tmp_path)  # fmt: skip
+    [numbers] = generate(*words, "--factor", 2, "--anchors", 3, "--compare")["images"]
+    names = [f"a-cat-0-{part}.png" for part in ("compare", "dense", "patched")]
+    assert png_names(tmp_path) == names
+    sheet, dense, patched = (frames_of(tmp_path / name) for name in names)
+    assert dense.shape == (3, 24, 40, 3)
+    assert len(sheet) == 3
+    assert sheet.shape[2] > 2 * 40
+    error = ((dense / 255.0 - patched / 255.0) ** 2).mean()
+    assert numbers["psnr_db"] == pytest.approx(-10 * numpy.log10(error), abs=0.01)
+    assert len(numbers["frames"]["psnr_db"]) == 3
+    assert numbers["ssim"] == pytest.approx(numpy.mean(numbers["frames"]["ssim"]), abs=1e-3)
+    assert numbers["keys"][0] == {"grid": "12x20", "layers": 3, "before": 240, "after": 63}
+    run("generate", "--from", tmp_path / names[0], "--out", tmp_path / "again")
+    assert numpy.array_equal(frames_of(tmp_path / "again" / names[2]), patched)
+
+
+def test_equal_frames_stay_exact(tmp_path):
+    image = [Image.new("RGB", (4, 4), name) for name in ("red", "red", "blue", "blue", "red")]
+    [path] = pictures.save(tmp_path, "x", {"": (image, {"a": 1})}, fps=16)
+    expected = numpy.stack([numpy.array(frame) for frame in image])
+    with Image.open(path) as file:
+        durations = [frame.info["duration"] for frame in ImageSequence.Iterator(file)]
+    assert sum(durations) == pytest.approx(5 * 62.5, abs=3)
+    assert numpy.array_equal(expected[[0, 2, 4]], frames_of(path)[[0, 2, -1]])
+    assert pictures.read_settings(path) == {"a": 1}
+
+
+def test_wan_film(folder, tmp_path):
+    words = ("a cat", "--model", folder("wan"), "--steps", 2, "--dense", "--out", tmp_path)
+    generate(*words, "--frames", 5, "--size", "48x32")
+    made = frames_of(tmp_path / "a-cat-0.png")
+    assert made.shape == (5, 32, 48, 3)
+    settings = pictures.read_settings(tmp_path / "a-cat-0.png")
+    assert (settings["fps"], settings["guidance"]) == (16, 5)
+    generate("--from", tmp_path / "a-cat-0.png", "--out", tmp_path / "again")
+    assert numpy.array_equal(frames_of(tmp_path / "again" / "a-cat-0.png"), made)
+    assert "4k + 1 frames, such as 5" in run_for_error("generate", *words, "--frames", 6)
+    assert "multiples of 16, such as 48x32" in run_for_error("generate", *words, "--size", "50x30")
+
+
+def test_wan_defaults_come_from_its_call(place):
+    from tokendown.request import Request
+    from tokendown.sizes import fitting_fps, fitting_frames, fitting_size
+
+    pipe = tiny_pipelines.wan(place / "tokenizer")
+    assert fitting_size(pipe, Request("a")) == (832, 480)
+    assert fitting_frames(pipe, Request("a")) == 81
+    assert fitting_fps(pipe, Request("a")) == 16
+    tall = Request("a", image=str(place / "mask.png"))  # 40 x 24: the area stays, not the shape
+    assert fitting_size(pipe, tall) == (816, 496)
+
+
+def test_too_many_frames_for_a_motion_model(folder, tmp_path):
+    words = ("a", "--model", folder("animatediff"), "--frames", 9, "--out", tmp_path)
+    assert "at most 8" in run_for_error("generate", *words)
+
+
+def test_films_in_mp4_need_a_package(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(util, "find_spec", lambda name: None)
+    words = ("a", "--model", folder("animatediff"), "--format", "mp4", "--out", tmp_path / "out")
+    assert "pip install 'tokendown[video]'" in run_for_error("generate", *words)
+    assert "expected a format of png, mp4" in run_for_error("generate", "a", "--format", "gif")
+    assert not (tmp_path / "out").exists()
+
+
+def test_settings_in_an_mp4_file(tmp_path):
+    film = tmp_path / "x.mp4"
+    film.write_bytes(_box(b"ftyp", b"isom" * 2) + _box(b"mdat", b"\0" * 50, wide=True))
+    with pytest.raises(LoadError, match="no settings of tokendown"):
+        pictures.read_settings(film)
+    with film.open("ab") as file:
+        file.write(_box(b"uuid", b"x" * 40) + videos.settings_box(json.dumps({"prompt": "é"})))
+    assert pictures.read_settings(film) == {"prompt": "é"}
+    film.write_bytes(film.read_bytes()[:-3])
+    with pytest.raises(LoadError, match="not a readable"):
+        pictures.read_settings(film)
+    film.write_bytes(b"not at all a film")
+    with pytest.raises(LoadError, match="not a readable"):
+        pictures.read_settings(film)
+
+
+def _box(kind, payload, wide=False):
+    if wide:
+        return (1).to_bytes(4, "big") + kind + (16 + len(payload)).to_bytes(8, "big") + payload
+    return (8 + len(payload)).to_bytes(4, "big") + kind + payload
+
+
+def test_mp4_files(folder, tmp_path):
+    pytest.importorskip("imageio_ffmpeg")
+    words = ("a cat", "--model", folder("animatediff"), "--steps", 1, "--size", "40x24", "--dense",
+             "--frames", 3)  # fmt: skip
+    generate(*words, "--format", "mp4", "--out", tmp_path)
+    film = tmp_path / "a-cat-0.mp4"
+    assert film.read_bytes()[4:8] == b"ftyp"
+    generate("--from", film, "--format", "png", "--out", tmp_path)
+    generate(*words, "--out", tmp_path / "direct")
+    again, direct = (frames_of(each / "a-cat-0.png") for each in (tmp_path, tmp_path / "direct"))
+    assert numpy.array_equal(again, direct)
+
+
+# Pictures that go in
+
+
+def test_an_edit_and_the_same_again(folder, place, tmp_path):
+    words = ("a cat", "--model", folder("pix2pix"), "--steps", 2, "--factor", 2)
+    words = (*words, "--set", "image_guidance_scale=2")
+    assert "give --image FILE" in run_for_error("generate", *words, "--out", tmp_path)
+    generate(*words, "--image", place / "in.png", "--out", tmp_path)
+    made = tmp_path / "a-cat-0.png"
+    assert frames_of(made).shape == (1, 24, 40, 3)  # the picture's own size
+    settings = pictures.read_settings(made)
+    assert len(settings["image_sha256"]) == 64
+    assert settings["parameters"] == {"image_guidance_scale": 2}
+    generate("--from", made, "--out", tmp_path / "again")
+    assert numpy.array_equal(frames_of(tmp_path / "again" / made.name), frames_of(made))
+    _, notes = run("generate", "--from", made, "--image", place / "other.png", "--out", tmp_path)
+    assert "made with another image" in notes[0]
+    assert not numpy.array_equal(frames_of(tmp_path / "a-cat-0-2.png"), frames_of(made))
+    generate(*words, "--image", place / "in.png", "--size", "32x16", "--out", tmp_path / "small")
+    assert frames_of(tmp_path / "small" / made.name).shape == (1, 16, 32, 3)
+
+
+def test_a_repeat_with_another_file_is_refused(folder, place, tmp_path):
+    copy = tmp_path / "mine.png"
+    copy.write_bytes((place / "in.png").read_bytes())
+    words = ("a", "--model", folder("pix2pix"), "--steps", 1, "--dense", "--out", tmp_path / "out")
+    generate(*words, "--image", copy)
+    copy.write_bytes((place / "other.png").read_bytes())
+    again = ("generate", "--from", tmp_path / "out" / "a-0.png", "--out", tmp_path / "again")
+    line = run_for_error(*again)
+    assert "mine.png is not the file that was used" in line
+    assert "--image" in line
+    copy.unlink()
+    assert "no such file" in run_for_error(*again)
+    assert not (tmp_path / "again").exists()
+    generate(*again[1:], "--image", place / "in.png")  # the same content under another name
+    made, repeat = (frames_of(tmp_path / part / "a-0.png") for part in ("out", "again"))
+    assert numpy.array_equal(repeat, made)
+
+
+def test_inpainting_takes_a_mask(folder, place, tmp_path):
+    def make(files):
+        return tiny.sd_pipeline(files, kind="StableDiffusionInpaintPipeline")
+
+    words = ("a", "--model", folder("inpaint", make), "--steps", 2, "--dense", "--size", "40x24")
+    words = (*words, "--image", place / "in.png", "--out", tmp_path)
+    assert "--mask FILE" in run_for_error("generate", *words)
+    record = generate(*words, "--mask", place / "mask.png", "--set", "strength=0.6")
+    assert record["request"]["mask_sha256"] != record["request"]["image_sha256"]
+    original = numpy.array(Image.open(place / "in.png")).astype(int)
+    everything = tmp_path / "all.png"
+    Image.new("L", (40, 24), 255).save(everything)
+    generate(*words, "--mask", everything, "--set", "strength=0.6")
+    part, whole = (frames_of(tmp_path / f"a-0{tail}.png")[0].astype(int) for tail in ("", "-2"))
+    assert not numpy.array_equal(part[:, :16], whole[:, :16])  # kept by the mask
+    assert part.shape == original.shape
+
+
+def test_comparison_from_a_picture_warms_up_with_steps_enough(folder, place, tmp_path):
+    def make(files):
+        return tiny.sd_pipeline(files, kind="StableDiffusionImg2ImgPipeline")
+
+    words = ("a", "--model", folder("img2img", make), "--image", place / "in.png", "--steps", 8)
+    words = (*words, "--set", "strength=0.3", "--factor", 2, "--out", tmp_path, "--compare")
+    [numbers] = generate(*words)["images"]
+    assert len(numbers["step_seconds"]["dense"]) == 2  # of 8 steps the last 0.3
+    assert numbers["psnr_db"] > 5
+
+
+def test_a_film_from_a_picture(folder, place, tmp_path):
+    words = ("--model", folder("svd"), "--image", place / "in.png", "--steps", 2, "--factor", 2)
+    words = (*words, "--size", "32x24", "--frames", 3, "--out", tmp_path)
+    generate(*words, "--set", "motion_bucket_id=20", "--set", "noise_aug_strength=0.1")
+    made = tmp_path / "picture-0.png"
+    assert frames_of(made).shape == (3, 24, 32, 3)
+    assert pictures.read_settings(made)["fps"] == 7  # the pipeline's own, which it conditions on
+    generate("--from", made, "--out", tmp_path / "again")
+    assert numpy.array_equal(frames_of(tmp_path / "again" / made.name), frames_of(made))
+    generate("--from", made, "--fps", 20, "--out", tmp_path / "fast")
+    assert not numpy.array_equal(frames_of(tmp_path / "fast" / made.name), frames_of(made))
+    assert "takes no prompt" in run_for_error("generate", "a cat", *words)
+    assert "min_guidance_scale" in run_for_error("generate", *words, "--guidance", 3)
+
+
+def test_pictures_that_are_none(folder, place, tmp_path):
+    (tmp_path / "text.png").write_text("hello")
+    words = ("generate", "a", "--model", folder("pix2pix"), "--image")
+    assert "not a readable picture" in run_for_error(*words, tmp_path / "text.png")
+    assert "no such file" in run_for_error(*words, tmp_path / "gone.png")
+    assert "give --image" in run_for_error("generate", "a", "--mask", place / "mask.png")
+
+
+# Joint attention, and what its pipelines call their arguments
+
+
+def test_flux(folder, tmp_path):
+    words = ("a cat", "--model", folder("flux"), "--steps", 2, "--dense", "--out", tmp_path)
+    generate(*words, "--size", "32x24", "--guidance", 2, "--set", "prompt_2=a dog")
+    made = tmp_path / "a-cat-0.png"
+    assert frames_of(made).shape == (1, 24, 32, 3)
+    generate("--from", made, "--out", tmp_path / "again")
+    assert numpy.array_equal(frames_of(tmp_path / "again" / made.name), frames_of(made))
+    generate("--from", made, "--guidance", 9, "--out", tmp_path / "more")
+    assert not numpy.array_equal(frames_of(tmp_path / "more" / made.name), frames_of(made))
+    line = run_for_error("generate", *words, "--size", "36x26")
+    assert "multiples of 4, such as 36x24" in line or "such as 36x28" in line
+    line = run_for_error("generate", *words, "-n", "blur")
+    assert "no effect" in line
+    assert "--set true_cfg_scale=4" in line
+    line = run_for_error("generate", *words, "--set", "true_cfg_scale=4")
+    assert "without a negative prompt" in line
+    generate(*words, "--size", "32x24", "-n", "blur", "--set", "true_cfg_scale=4")
+    assert not numpy.array_equal(frames_of(tmp_path / "a-cat-0-2.png"), frames_of(made))
+
+
+def test_flux_without_guidance(folder, tmp_path):
+    def make(files):
+        return tiny_pipelines.flux(files, guidance_embeds=False)
+
+    words = ("a", "--model", folder("schnell", make), "--steps", 1, "--dense", "--size", "16x16")
+    words = (*words, "--out", tmp_path)
+    assert "ignores guidance_scale" in run_for_error("generate", *words, "--guidance", 2)
+    generate(*words)
+    assert pictures.read_settings(tmp_path / "a-0.png")["guidance"] is None
+    generate("--from", tmp_path / "a-0.png", "--out", tmp_path / "again")
+
+
+def test_sd3(folder, tmp_path):
+    words = ("a cat", "--model", folder("sd3"), "--steps", 2, "--dense", "--out", tmp_path)
+    generate(*words, "-n", "blur")
+    made = tmp_path / "a-cat-0.png"
+    assert frames_of(made).shape == (1, 32, 32, 3)  # its native size
+    generate("--from", made, "--out", tmp_path / "again")
+    assert numpy.array_equal(frames_of(tmp_path / "again" / made.name), frames_of(made))
+    assert "multiples of 4" in run_for_error("generate", *words, "--size", "30x32")
+    assert "no effect" in run_for_error("generate", *words, "-n", "x", "--guidance", 1)
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (("--set", "strength"), "expected --set NAME=VALUE"),
+        (("--set", "strength=0.5"), "takes no strength; it takes prompt, prompt_2"),
+        (("--set", "guidance_scale=2"), "that is --guidance"),
+        (("--set", "output_type=latent"), "takes no output_type"),
+        (("--set", "prompt_embeds=[1]"), "takes no prompt_embeds"),
+        (("--set", "true_cfg_scale=much"), "expected a value such as 1.0"),
+        (("--set", "true_cfg_scale={}"), "a number, text"),
+        (("--frames", "3"), "makes still pictures"),
+        (("--fps", "3"), "makes still pictures"),
+        (("--frames", "0"), "at least 1 frame"),
+        (("--fps", "0"), "more than 0"),
+        (("--image", "in.png"), "takes no image; it takes"),
+    ],
+)
+def test_what_a_call_does_not_take_is_refused(folder, tmp_path, words, part):
+    line = run_for_error(
+        "generate", "a", "--model", folder("flux"), *words, "--out", tmp_path / "o"
+    )
+    assert part in line
+    assert not (tmp_path / "o").exists()
+
+
+def test_values_are_read_as_json_or_as_text():
+    assert parse_parameters(["a=1", "b=0.5", "c=true", "d=a = b", "e=[7, 8]", 'f="1"']) == {
+        "a": 1, "b": 0.5, "c": True, "d": "a = b", "e": [7, 8], "f": "1",
+    }  # fmt: skip
+
+
+# summary
+
+
+def test_summary_counts_the_frames(folder):
+    words = ("summary", "--model", folder("svd"), "--size", "32x24", "--factor", 2, "--json")
+    few, many = (json.loads(run(*words, "--frames", frames)[0]) for frames in (4, 8))
+    assert (few["frames"], many["frames"]) == (4, 8)
+    assert many["layers"][0]["flops_before"] == 2 * few["layers"][0]["flops_before"]
+    assert many["layers"][0]["grid"] == few["layers"][0]["grid"] == [12, 16]
+
+
+def test_summary_of_a_pipeline_counts_latent_frames():
+    class Pipe:
+        unet = tiny.svd_unet()
+        vae_scale_factor_spatial, vae_scale_factor_temporal = 2, 4
+
+    result = summary(Pipe(), height=24, width=32, frames=9)
+    alone = summary(tiny.svd_unet(), height=24, width=32, scale=2, frames=3)
+    assert result.step_flops_before == alone.step_flops_before
+    assert "9 frames" in str(result)
+    assert isinstance(Pipe.unet, nn.Module)
