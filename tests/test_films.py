@@ -16,6 +16,7 @@ from torch import nn
 from tokendown import pictures, summary, videos
 from tokendown._errors import LoadError
 from tokendown.cli.options import parse_parameters
+from tokendown.models import blueprint
 
 
 @pytest.fixture(scope="module")
@@ -197,6 +198,9 @@ def test_mp4_files(folder, tmp_path):
     generate(*words, "--format", "mp4", "--out", tmp_path)
     film = tmp_path / "a-cat-0.mp4"
     assert film.read_bytes()[4:8] == b"ftyp"
+    import imageio_ffmpeg
+
+    assert imageio_ffmpeg.count_frames_and_secs(str(film))[0] == 3
     generate("--from", film, "--format", "png", "--out", tmp_path)
     generate(*words, "--out", tmp_path / "direct")
     again, direct = (frames_of(each / "a-cat-0.png") for each in (tmp_path, tmp_path / "direct"))
@@ -330,6 +334,17 @@ def test_flux_without_guidance(folder, tmp_path):
     generate("--from", tmp_path / "a-0.png", "--out", tmp_path / "again")
 
 
+def test_flux_kontext_makes_the_size_that_was_asked_for(folder, tmp_path):
+    """Its call scales every size to a million pixels, unless it is told another area."""
+
+    def make(files):
+        return tiny_pipelines.flux(files, kind="FluxKontextPipeline")
+
+    words = ("a", "--model", folder("kontext", make), "--steps", 1, "--dense", "--size", "32x16")
+    generate(*words, "--out", tmp_path)
+    assert frames_of(tmp_path / "a-0.png").shape == (1, 16, 32, 3)
+
+
 def test_sd3(folder, tmp_path):
     words = ("a cat", "--model", folder("sd3"), "--steps", 2, "--dense", "--out", tmp_path)
     generate(*words, "-n", "blur")
@@ -381,6 +396,30 @@ def test_summary_counts_the_frames(folder):
     assert (few["frames"], many["frames"]) == (4, 8)
     assert many["layers"][0]["flops_before"] == 2 * few["layers"][0]["flops_before"]
     assert many["layers"][0]["grid"] == few["layers"][0]["grid"] == [12, 16]
+
+
+def test_scales_from_configurations_alone(folder):
+    """Against what the pipelines of diffusers say of themselves."""
+    for name, expected in (("wan", (8, 4)), ("flux", (2, None))):
+        _, spatial = blueprint.load_skeleton(str(folder(name)))
+        assert (spatial, blueprint.frame_scale(str(folder(name)))) == expected
+
+
+@pytest.mark.parametrize(
+    ("vae", "expected"),
+    [
+        ("AutoencoderKLWan", (8, 4)),
+        ("AutoencoderKLQwenImage", (8, None)),
+        ("AutoencoderKLLTXVideo", (32, 8)),
+        ("AutoencoderKLHunyuanVideo", (8, 4)),
+        ("AutoencoderKLCogVideoX", (8, 4)),
+        ("AutoencoderKLMochi", (8, 6)),
+    ],
+)
+def test_scales_of_published_vaes(vae, expected):
+    """A configuration may leave out what is a default of its class; numbers of the model cards."""
+    levels = {"block_out_channels": (128, 256, 256, 512)} if vae.endswith("CogVideoX") else {}
+    assert blueprint._vae_scales({"_class_name": vae, **levels}) == expected
 
 
 def test_summary_of_a_pipeline_counts_latent_frames():

@@ -141,7 +141,10 @@ def test_sizes(folder):
 
 
 def test_sizes_of_a_transformer_with_patches():
-    pipe = type("Pipe", (), {})()
+    class Pipe:
+        def __call__(self, prompt=None, width=None, height=None): ...
+
+    pipe = Pipe()
     pipe.transformer, pipe.vae_scale_factor = tiny.pixart(), 8
     assert fitting_size(pipe, Request()) == (128, 128)
     with pytest.raises(ConfigError, match="multiples of 16"):

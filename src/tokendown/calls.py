@@ -57,8 +57,7 @@ def check_pipeline(pipe: Any, request: Request) -> None:
     }  # fmt: skip
     for name, value in given.items():
         if value not in (None, "") and name not in known:
-            what = _OPTIONS[name].removeprefix("--").replace("-", " ")
-            raise ConfigError(f"{_name(pipe)} takes no {what}; {_takes(known)}")
+            raise ConfigError(f"{_name(pipe)} takes no {name}; {_takes(known)}")
     if request.image is not None and image_name(pipe) is None:
         raise ConfigError(f"{_name(pipe)} takes no image; {_takes(known)}")
     film = frames_name(pipe) is not None

@@ -5,6 +5,7 @@ Pipelines and VAEs of diffusers call the same two numbers by many names; this is
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -45,6 +46,8 @@ def scales_of_vae(settings: Mapping[str, Any]) -> tuple[int | None, int | None]:
         both = 2 ** sum(settings["spatio_temporal_scaling"])
         spatial = spatial or both * settings["patch_size"]
         temporal = temporal or both * settings["patch_size_t"]
+    if "temporal_expansions" in settings:  # Mochi
+        temporal = math.prod(settings["temporal_expansions"])
     if spatial is None and levels:
         spatial = 2 ** (len(levels) - 1)
     return spatial, temporal
