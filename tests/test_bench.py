@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from dataclasses import replace
 
@@ -13,7 +12,7 @@ from typer.testing import CliRunner
 
 from tokendown import BenchError, ConfigError
 from tokendown.adapters.skeleton import on_meta
-from tokendown.bench import cells, jobs, plot, report, shapes, stacks
+from tokendown.bench import cells, jobs, report, shapes, stacks
 from tokendown.bench import run as running
 from tokendown.bench.cells import CellFile, read_cells
 from tokendown.bench.jobs import Job
@@ -287,95 +286,6 @@ def test_the_gpu_preset_is_the_matrix():
     assert {j.backend for j in found} == {"best"}
 
 
-# What is made of the cells
-
-
-def cell(method, round_, seconds, **more):
-    common = {
-        "schema": 1, "target": "sd15", "what": "step", "width": 1024, "height": 1024, "batch": 1,
-        "steps": None, "dtype": "float16", "device": "cuda", "hardware": "card", "threads": None,
-        "compile": "no", "backend": "best", "blocks": None, "outcome": "measured", "run": "a",
-        "attention": "flash", "kernel": "flash", "versions": {"torch": "2"}, "commit": "c",
-        "flops": 300, "peak_gib": 1.0, "detail": "every key",
-    }  # fmt: skip
-    return {**common, "method": method, "round": round_, "seconds": seconds, **more}
-
-
-CELLS = [
-    cell("dense", 0, 4.0),
-    cell("auto", 0, 1.0, flops=100, peak_gib=0.5),
-    cell("dense", 1, 12.0),
-    cell("auto", 1, 4.0, flops=100, peak_gib=0.75),
-    cell("dense", 2, 6.0),
-    cell("auto", 2, 3.0, flops=100, run="b"),
-    cell("paper", 0, None, outcome="skipped", why="changes nothing", detail="", flops=None),
-]
-
-
-def test_speed_ups_are_ratios_within_a_round():
-    [group] = report.summarise(CELLS)
-    dense, auto, paper = group.rows
-    assert (dense.speedup, dense.seconds, dense.seconds_range) == (1.0, 6.0, (4.0, 12.0))
-    assert (auto.speedup, auto.speedup_range) == (3.0, (2.0, 4.0))  # of 4, 3 and 2
-    assert (auto.predicted, auto.peak_gib, auto.rounds) == (3.0, 1.0, 3)
-    assert (paper.seconds, paper.speedup, paper.why) == (None, None, "changes nothing")
-    assert group.notes == ["interrupted in 1 rounds: there dense was not measured in the same run"]
-    assert json.loads(json.dumps(group.to_dict()))["rows"][1]["speedup"] == 3.0
-
-
-def test_tables():
-    [group] = report.summarise(CELLS)
-    rows = report.table(group)
-    assert rows[1] == ("auto", "3 (1-4)", "3.00 (2.00-4.00)", "3.00", "1.00")
-    assert rows[2] == ("paper", "", "", "", "")
-    page = report.markdown(CELLS)
-    assert "| auto | 3 (1-4) | 3.00 (2.00-4.00) | 3.00 | 1.00 |" in page
-    assert "paper: changes nothing" in page
-    assert page.startswith("sd15, 1024 x 1024, one step, batch 1; float16 on card; attention flash")
-
-
-def test_groups_are_told_apart_and_commits_are_compared():
-    mixed = [*CELLS[:2], cell("auto", 1, 2.0, commit="d"), cell("dense", 0, 5.0, width=2048)]
-    first, second = report.summarise(mixed)
-    assert (len(first.rows), len(second.rows)) == (2, 1)
-    assert first.notes == ["made by different versions or commits"]
-    assert first.rows[1].speedup == 4.0  # round 1 has no dense
-
-
-# Plot
-
-
-def test_bars_stand_side_by_side_by_size():
-    large = [cell("dense", 0, 9.0, width=2048), cell("auto", 0, 3.0, width=2048)]
-    [panel] = plot.layout(report.summarise([*large, *CELLS]))
-    assert [(bar.x, bar.method, bar.speedup) for bar in panel.bars] == [
-        (0.0, "dense", 1.0),
-        (1.0, "auto", 3.0),
-        (3.0, "dense", 1.0),
-        (4.0, "auto", 3.0),
-    ]
-    assert panel.ticks == [(0.5, "1024 x 1024\nflash"), (3.5, "2048 x 1024\nflash")]
-    assert (panel.bars[1].low, panel.bars[1].high, panel.bars[1].predicted) == (2.0, 4.0, 3.0)
-
-
-def test_nothing_to_plot():
-    with pytest.raises(BenchError, match="nothing to plot"):
-        plot.layout(report.summarise([CELLS[0], CELLS[-1]]))
-
-
-def test_a_picture_is_drawn_or_the_package_named(tmp_path):
-    path = tmp_path / "new" / "bars.png"
-    groups = report.summarise(CELLS)
-    if importlib.util.find_spec("matplotlib"):
-        plot.draw(groups, path)
-        assert path.read_bytes().startswith(b"\x89PNG")
-    else:
-        with pytest.raises(BenchError, match=r"pip install 'tokendown\[bench\]'"):
-            plot.draw(groups, path)
-    with pytest.raises(ConfigError, match=r"\.png, \.pdf or \.svg"):
-        plot.check_plot(tmp_path / "bars.bmp")
-
-
 # Errors
 
 
@@ -471,15 +381,6 @@ def test_the_command_on_a_pipeline_steps_and_whole_pictures(tmp_path):
     ]  # fmt: skip
     assert all(0 < c["denoising_seconds"] < c["seconds"] for c in found[2:])
     assert {c["target"] for c in found} == {"built-in"}
-
-
-def test_a_failed_method_is_a_failed_command(tmp_path):
-    path = tmp_path / "a.jsonl"
-    failed = cell("auto", 0, None, outcome="failed", why="ValueError: bad kernel")
-    path.write_text("".join(json.dumps(c) + "\n" for c in [CELLS[0], failed]))
-    said, errors = command("--show", path, code=1)
-    assert "auto: failed: ValueError: bad kernel" in said
-    assert errors[-1].startswith("error: failed: auto at sd15 1024x1024")
 
 
 @pytest.mark.parametrize(

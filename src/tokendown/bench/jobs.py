@@ -34,8 +34,8 @@ class Job:
         compile: "no"; "blocks" compiles the repeated blocks, "model" the whole denoiser.
         compiler: backend of ``torch.compile``.
         blocks: of each stack of a shape, the others being extrapolated; None means all.
-        warmup: calls before the timed ones, >= 0; None means 1, and 0 on a CPU that compiles
-            nothing, where one small call warms everything up.
+        warmup: calls before the timed ones, >= 0; None means 2 where something is compiled, else 1,
+            and 0 on a CPU, where one small call warms everything up.
         least_seconds: of the timed calls of a cell together; None means 0.5, and 0 on a CPU.
 
     Raises:

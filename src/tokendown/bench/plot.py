@@ -122,7 +122,8 @@ def draw(groups: list[Group], path: Path) -> None:
     from matplotlib.figure import Figure
 
     methods = list(dict.fromkeys(bar.method for panel in panels for bar in panel.bars))
-    colours = {method: colormaps["tab10"](index % 10) for index, method in enumerate(methods)}
+    palette = colormaps["tab10" if len(methods) <= 10 else "tab20"]
+    colours = {method: palette(number % palette.N) for number, method in enumerate(methods)}
     widest = max(panel.bars[-1].x for panel in panels)
     figure = Figure(figsize=(max(6.0, 2.0 + 0.35 * widest), 3.4 * len(panels)), dpi=150)
     for number, panel in enumerate(panels, start=1):
