@@ -158,15 +158,12 @@ def test_what_cannot_work_is_said_before_anything_is_drawn(opened, monkeypatch):
     assert patched.predicted_speedup > 1
 
 
-def test_tomesd_is_for_unets():
+def test_tomesd_is_for_unets(opened):
     class Pipe:
         transformer = tiny.pixart()
 
-    with (
-        pytest.raises(UnsupportedModelError, match="U-Nets only"),
-        Method("t", tomesd=(0.5, 2)).on(Pipe()),
-    ):
-        pass
+    with pytest.raises(UnsupportedModelError, match="U-Nets only"):
+        sheets.plan(Pipe(), opened[1], [parse_method("tomesd=0.5")])
 
 
 # The command

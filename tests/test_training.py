@@ -320,6 +320,11 @@ def test_judging_knows_right_from_wrong(shapes):
     assert found["subject_and_background"] == 0.5
     assert found["subject_seen_phrasing"] == 0.5
     assert found["subject_unseen_phrasing"] == 1
+    nearest, own = (
+        found[f"distance_to_{which}"]["p90"]
+        for which in ("nearest_training_picture", "training_picture_of_the_subject")
+    )
+    assert nearest < own  # a disc was drawn where a ring was asked for
 
 
 def test_memory_is_the_distance_to_the_nearest_training_picture(shapes):
