@@ -151,7 +151,6 @@ def measure_weights(
     analysis: Analysis,
     gains: dict[str, list[float]],
     pipe: Any,
-    requests: Sequence[Request],
     dense: Sequence[Picture],
     reference: Callable[[LayerAnalysis], Candidate],
     tick: Tick,
@@ -166,9 +165,9 @@ def measure_weights(
             if layer.name in gains
         )
         errors = []
-        for request, picture in zip(requests, dense, strict=True):
+        for picture in dense:
             plan = plan_of(analysis, reference, part)
-            errors.append(picture_error(make(pipe, request, plan), picture))
+            errors.append(picture_error(make(pipe, picture.request, plan), picture))
             tick()
         weights.append(sum(errors) / len(errors) / max(predicted, _TINY))
     return weights

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from statistics import fmean
 from typing import Any
 
 from .._errors import ConfigError
@@ -16,9 +17,9 @@ from ..sampling import Picture, Progress
 from ..summary import summary
 from ..tuned import TunedPlan
 from . import costs as pricing
+from .contest import Choices, Contest, readings
 from .effects import Calls, measure_gains, measure_weights, middle_calls, size_of
-from .knapsack import Front
-from .menu import RESOLUTION, Menu, Target, build_menu, choose
+from .menu import RESOLUTION, Menu, Target, build_menu
 from .rivals import Rival, presets
 from .validate import Entry, validate
 
@@ -76,48 +77,50 @@ def tune(
         progress: called with the number of pictures made and of all, roughly.
 
     Raises:
-        ConfigError: as ``analyze``, or the target cannot be reached.
-        As analyze.
+        As analyze; ConfigError also where the target cannot be reached.
     """
     if not held_out or parts < 1:
         raise ConfigError("expected a held-out prompt and a part of the schedule at least")
     rivals = presets(pipe, request)
-    ticker = _Ticker(progress, 3 * len(prompts) + parts * len(prompts) + 9 * len(held_out))
+    ticker = _Ticker(progress, 3 * len(prompts) + parts * len(prompts) + 8 + 9 * len(held_out))
     analysis, dense, calls = _look(pipe, request, prompts, rivals, factors, anchors, parts, ticker)
     reference = _reference(analysis, rivals["auto"])
     gains = measure_gains(analysis, calls, reference, lambda: None)
-    requests = [picture.request for picture in dense]
-    weights = measure_weights(analysis, gains, pipe, requests, dense, reference, ticker.tick)
+    weights = measure_weights(analysis, gains, pipe, dense, reference, ticker.tick)
     still = summary(pipe, None, height=request.height, width=request.width)
-    flops = pricing.predicted(analysis, still)
-    prices = pricing.measured(analysis, calls) if measure else flops
+    prices = pricing.measured(analysis, calls) if measure else pricing.predicted(analysis, still)
     menu = build_menu(analysis, prices, gains, weights)
-    front = menu.front()
-    picked = _pick(menu, front, rivals, target)
+    flat = build_menu(analysis, prices, gains, [fmean(weights)] * len(weights))
+    contest = Contest(
+        pipe, readings(menu, flat), lambda choices: _plan(analysis, menu, choices),
+        [tuple(menu.find(rival.candidates)) for rival in rivals.values()],
+        dense, ticker.tick,
+    )  # fmt: skip
+    picked = _pick(menu, contest, rivals, target)
     plans = {name: _plan(analysis, menu, choices) for name, choices in picked.items()}
     entries = validate(pipe, request, held_out, len(prompts), rivals, plans, ticker.tick)
-    known = {**picked, **{rival.name: menu.find(rival.candidates) for rival in rivals.values()}}
+    known = {**picked, **{rivals[name].name: menu.find(rivals[name].candidates) for name in rivals}}
     entries = [
         replace(e, predicted_error=menu.error(known[e.name])) if e.name in known else e
         for e in entries
     ]
-    plan = replace(
-        plans["tuned"], made=_made(analysis, target, menu, picked["tuned"], entries, held_out)
-    )
+    made = _made(analysis, target, menu, picked["tuned"], entries, held_out)
+    made["error_on_prompts"] = float(f"{contest.error(picked['tuned']):.4g}")
+    plan = replace(plans["tuned"], made=made)
     ticker.finish()
-    return Tuning(plan, analysis, gains, weights, _curve(menu, front), entries, _notes(entries))
+    return Tuning(plan, analysis, gains, weights, _curve(menu), entries, _notes(entries))
 
 
 def _pick(
-    menu: Menu, front: Front, rivals: dict[str, Rival], target: Target
-) -> dict[str, list[int]]:
+    menu: Menu, contest: Contest, rivals: dict[str, Rival], target: Target
+) -> dict[str, Choices]:
     """What the target asks for, and for comparison the best at the cost of each preset."""
     limits = {name: menu.cost(menu.find(rival.candidates)) for name, rival in rivals.items()}
     limit = menu.dense / target.speedup if target.speedup else limits.get(target.like or "")
-    picked = {"tuned": choose(menu, front, limit, target.error)}
+    picked = {"tuned": contest.settle(limit, target.error)}
     for name, most in limits.items():
         try:
-            other = choose(menu, front, most, None)
+            other = contest.settle(most, None)
         except ConfigError:
             continue  # by measured seconds the preset is no faster than dense
         if other not in picked.values():
@@ -178,13 +181,14 @@ def _reference(analysis: Analysis, auto: Rival) -> Any:
     return choose_by_name
 
 
-def _plan(analysis: Analysis, menu: Menu, choices: list[int]) -> TunedPlan:
+def _plan(analysis: Analysis, menu: Menu, choices: Choices) -> TunedPlan:
     layers = tuple(options[i] for options, i in zip(menu.options, choices, strict=True))
     return TunedPlan(analysis.model, layers, (size_of(analysis),))
 
 
-def _curve(menu: Menu, front: Front) -> list[tuple[float, float]]:
+def _curve(menu: Menu) -> list[tuple[float, float]]:
     """At most a hundred places of the front."""
+    front = menu.front()
     every = max(1, len(front.costs) // 100)
     spent = menu.fixed + front.costs * menu.dense / RESOLUTION
     return [
@@ -197,7 +201,7 @@ def _made(
     analysis: Analysis,
     target: Target,
     menu: Menu,
-    choices: list[int],
+    choices: Choices,
     entries: list[Entry],
     held_out: Sequence[str],
 ) -> dict[str, Any]:
