@@ -1,5 +1,4 @@
-"""``tokendown generate`` for pipelines beyond still pictures from a prompt: films, pictures that go
-in, joint attention; nothing asked for is dropped, and a repeat is exact."""
+"""``tokendown generate`` and ``summary`` for films: exact repeats, files, sizes and lengths."""
 
 from __future__ import annotations
 
@@ -15,34 +14,7 @@ from torch import nn
 
 from tokendown import pictures, summary, videos
 from tokendown._errors import LoadError
-from tokendown.cli.options import parse_parameters
 from tokendown.models import blueprint
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    """A folder with a picture and a mask; pipelines are added when they are asked for."""
-    root = tmp_path_factory.mktemp("films")
-    noise = numpy.random.default_rng(0).integers(0, 255, (24, 40, 3), dtype="uint8")
-    Image.fromarray(noise).save(root / "in.png")
-    Image.fromarray(noise[::-1].copy()).save(root / "other.png")
-    mask = numpy.zeros((24, 40), dtype="uint8")
-    mask[:, 20:] = 255
-    Image.fromarray(mask).save(root / "mask.png")
-    return root
-
-
-@pytest.fixture
-def folder(place):
-    """name -> the folder of that tiny pipeline."""
-
-    def get(name, make=None):
-        if not (place / name).exists():
-            make = make or getattr(tiny_pipelines, name)
-            make(place / "tokenizer").save_pretrained(place / name)
-        return place / name
-
-    return get
 
 
 def frames_of(path):
@@ -66,8 +38,8 @@ def generate(*words, code=0):
 # Films
 
 
-def test_a_film_and_the_same_again(folder, tmp_path):
-    words = ("a cat", "-n", "blur", "--model", folder("animatediff"), "--steps", 2,
+def test_a_film_and_the_same_again(pipeline_folder, tmp_path):
+    words = ("a cat", "-n", "blur", "--model", pipeline_folder("animatediff"), "--steps", 2,
              "--size", "40x24", "--factor", 2, "--frames", 5, "--fps", 4)  # fmt: skip
     record = generate(*words, "--seed", 7, "--out", tmp_path / "made")
     made = tmp_path / "made" / "a-cat-7.png"
@@ -87,11 +59,11 @@ def test_a_film_and_the_same_again(folder, tmp_path):
     assert not numpy.array_equal(frames_of(tmp_path / "dense" / made.name), frames_of(made))
 
 
-def test_the_film_is_what_the_pipeline_makes(folder, place, tmp_path):
+def test_the_film_is_what_the_pipeline_makes(pipeline_folder, originals, tmp_path):
     """Against a call by hand of a pipeline that was never near tokendown."""
-    generate("a cat", "--model", folder("animatediff"), "--steps", 2, "--size", "40x24", "--dense",
+    generate("a cat", "--model", pipeline_folder("animatediff"), "--steps", 2, "--size", "40x24", "--dense",
              "--frames", 3, "--guidance", 3, "--out", tmp_path)  # fmt: skip
-    pipe = tiny_pipelines.animatediff(place / "tokenizer")
+    pipe = tiny_pipelines.animatediff(originals / "tokenizer")
     pipe.set_progress_bar_config(disable=True)
     [frames] = pipe(
         "a cat", num_frames=3, width=40, height=24, num_inference_steps=2, guidance_scale=3.0,
@@ -101,8 +73,8 @@ def test_the_film_is_what_the_pipeline_makes(folder, place, tmp_path):
     assert numpy.array_equal(frames_of(tmp_path / "a-cat-0.png"), expected)
 
 
-def test_comparison_of_films(folder, tmp_path):
-    words = ("a cat", "--model", folder("animatediff"), "--steps", 2, "--size", "40x24",
+def test_comparison_of_films(pipeline_folder, tmp_path):
+    words = ("a cat", "--model", pipeline_folder("animatediff"), "--steps", 2, "--size", "40x24",
              "--frames", 3, "--out", tmp_path)  # fmt: skip
     [numbers] = generate(*words, "--factor", 2, "--anchors", 3, "--compare")["images"]
     names = [f"a-cat-0-{part}.png" for part in ("compare", "dense", "patched")]
@@ -131,8 +103,8 @@ def test_equal_frames_stay_exact(tmp_path):
     assert pictures.read_settings(path) == {"a": 1}
 
 
-def test_wan_film(folder, tmp_path):
-    words = ("a cat", "--model", folder("wan"), "--steps", 2, "--dense", "--out", tmp_path)
+def test_wan_film(pipeline_folder, tmp_path):
+    words = ("a cat", "--model", pipeline_folder("wan"), "--steps", 2, "--dense", "--out", tmp_path)
     generate(*words, "--frames", 5, "--size", "48x32")
     made = frames_of(tmp_path / "a-cat-0.png")
     assert made.shape == (5, 32, 48, 3)
@@ -144,26 +116,34 @@ def test_wan_film(folder, tmp_path):
     assert "multiples of 16, such as 48x32" in run_for_error("generate", *words, "--size", "50x30")
 
 
-def test_wan_defaults_come_from_its_call(place):
+def test_wan_defaults_come_from_its_call(originals):
     from tokendown.request import Request
     from tokendown.sizes import fitting_fps, fitting_frames, fitting_size
 
-    pipe = tiny_pipelines.wan(place / "tokenizer")
+    pipe = tiny_pipelines.wan(originals / "tokenizer")
     assert fitting_size(pipe, Request("a")) == (832, 480)
     assert fitting_frames(pipe, Request("a")) == 81
     assert fitting_fps(pipe, Request("a")) == 16
-    tall = Request("a", image=str(place / "mask.png"))  # 40 x 24: the area stays, not the shape
+    tall = Request("a", image=str(originals / "mask.png"))  # 40 x 24: the area stays, not the shape
     assert fitting_size(pipe, tall) == (816, 496)
 
 
-def test_too_many_frames_for_a_motion_model(folder, tmp_path):
-    words = ("a", "--model", folder("animatediff"), "--frames", 9, "--out", tmp_path)
+def test_too_many_frames_for_a_motion_model(pipeline_folder, tmp_path):
+    words = ("a", "--model", pipeline_folder("animatediff"), "--frames", 9, "--out", tmp_path)
     assert "at most 8" in run_for_error("generate", *words)
 
 
-def test_films_in_mp4_need_a_package(folder, tmp_path, monkeypatch):
+def test_films_in_mp4_need_a_package(pipeline_folder, tmp_path, monkeypatch):
     monkeypatch.setattr(util, "find_spec", lambda name: None)
-    words = ("a", "--model", folder("animatediff"), "--format", "mp4", "--out", tmp_path / "out")
+    words = (
+        "a",
+        "--model",
+        pipeline_folder("animatediff"),
+        "--format",
+        "mp4",
+        "--out",
+        tmp_path / "out",
+    )
     assert "pip install 'tokendown[video]'" in run_for_error("generate", *words)
     assert "expected a format of png, mp4" in run_for_error("generate", "a", "--format", "gif")
     assert not (tmp_path / "out").exists()
@@ -191,9 +171,9 @@ def _box(kind, payload, wide=False):
     return (8 + len(payload)).to_bytes(4, "big") + kind + payload
 
 
-def test_mp4_files(folder, tmp_path):
+def test_mp4_files(pipeline_folder, tmp_path):
     pytest.importorskip("imageio_ffmpeg")
-    words = ("a cat", "--model", folder("animatediff"), "--steps", 1, "--size", "40x24", "--dense",
+    words = ("a cat", "--model", pipeline_folder("animatediff"), "--steps", 1, "--size", "40x24", "--dense",
              "--frames", 3)  # fmt: skip
     generate(*words, "--format", "mp4", "--out", tmp_path)
     film = tmp_path / "a-cat-0.mp4"
@@ -207,202 +187,31 @@ def test_mp4_files(folder, tmp_path):
     assert numpy.array_equal(again, direct)
 
 
-# Pictures that go in
-
-
-def test_an_edit_and_the_same_again(folder, place, tmp_path):
-    words = ("a cat", "--model", folder("pix2pix"), "--steps", 2, "--factor", 2)
-    words = (*words, "--set", "image_guidance_scale=2")
-    assert "give --image FILE" in run_for_error("generate", *words, "--out", tmp_path)
-    generate(*words, "--image", place / "in.png", "--out", tmp_path)
-    made = tmp_path / "a-cat-0.png"
-    assert frames_of(made).shape == (1, 24, 40, 3)  # the picture's own size
-    settings = pictures.read_settings(made)
-    assert len(settings["image_sha256"]) == 64
-    assert settings["parameters"] == {"image_guidance_scale": 2}
-    generate("--from", made, "--out", tmp_path / "again")
-    assert numpy.array_equal(frames_of(tmp_path / "again" / made.name), frames_of(made))
-    _, notes = run("generate", "--from", made, "--image", place / "other.png", "--out", tmp_path)
-    assert "made with another image" in notes[0]
-    assert not numpy.array_equal(frames_of(tmp_path / "a-cat-0-2.png"), frames_of(made))
-    generate(*words, "--image", place / "in.png", "--size", "32x16", "--out", tmp_path / "small")
-    assert frames_of(tmp_path / "small" / made.name).shape == (1, 16, 32, 3)
-
-
-def test_a_repeat_with_another_file_is_refused(folder, place, tmp_path):
-    copy = tmp_path / "mine.png"
-    copy.write_bytes((place / "in.png").read_bytes())
-    words = ("a", "--model", folder("pix2pix"), "--steps", 1, "--dense", "--out", tmp_path / "out")
-    generate(*words, "--image", copy)
-    copy.write_bytes((place / "other.png").read_bytes())
-    again = ("generate", "--from", tmp_path / "out" / "a-0.png", "--out", tmp_path / "again")
-    line = run_for_error(*again)
-    assert "mine.png is not the file that was used" in line
-    assert "--image" in line
-    copy.unlink()
-    assert "no such file" in run_for_error(*again)
-    assert not (tmp_path / "again").exists()
-    generate(*again[1:], "--image", place / "in.png")  # the same content under another name
-    made, repeat = (frames_of(tmp_path / part / "a-0.png") for part in ("out", "again"))
-    assert numpy.array_equal(repeat, made)
-
-
-def test_inpainting_takes_a_mask(folder, place, tmp_path):
-    def make(files):
-        return tiny.sd_pipeline(files, kind="StableDiffusionInpaintPipeline")
-
-    words = ("a", "--model", folder("inpaint", make), "--steps", 2, "--dense", "--size", "40x24")
-    words = (*words, "--image", place / "in.png", "--out", tmp_path)
-    assert "--mask FILE" in run_for_error("generate", *words)
-    record = generate(*words, "--mask", place / "mask.png", "--set", "strength=0.6")
-    assert record["request"]["mask_sha256"] != record["request"]["image_sha256"]
-    original = numpy.array(Image.open(place / "in.png")).astype(int)
-    everything = tmp_path / "all.png"
-    Image.new("L", (40, 24), 255).save(everything)
-    generate(*words, "--mask", everything, "--set", "strength=0.6")
-    part, whole = (frames_of(tmp_path / f"a-0{tail}.png")[0].astype(int) for tail in ("", "-2"))
-    assert not numpy.array_equal(part[:, :16], whole[:, :16])  # kept by the mask
-    assert part.shape == original.shape
-
-
-def test_comparison_from_a_picture_warms_up_with_steps_enough(folder, place, tmp_path):
-    def make(files):
-        return tiny.sd_pipeline(files, kind="StableDiffusionImg2ImgPipeline")
-
-    words = ("a", "--model", folder("img2img", make), "--image", place / "in.png", "--steps", 8)
-    words = (*words, "--set", "strength=0.3", "--factor", 2, "--out", tmp_path, "--compare")
-    [numbers] = generate(*words)["images"]
-    assert len(numbers["step_seconds"]["dense"]) == 2  # of 8 steps the last 0.3
-    assert numbers["psnr_db"] > 5
-
-
-def test_a_film_from_a_picture(folder, place, tmp_path):
-    words = ("--model", folder("svd"), "--image", place / "in.png", "--steps", 2, "--factor", 2)
-    words = (*words, "--size", "32x24", "--frames", 3, "--out", tmp_path)
-    generate(*words, "--set", "motion_bucket_id=20", "--set", "noise_aug_strength=0.1")
-    made = tmp_path / "picture-0.png"
-    assert frames_of(made).shape == (3, 24, 32, 3)
-    assert pictures.read_settings(made)["fps"] == 7  # the pipeline's own, which it conditions on
-    generate("--from", made, "--out", tmp_path / "again")
-    assert numpy.array_equal(frames_of(tmp_path / "again" / made.name), frames_of(made))
-    generate("--from", made, "--fps", 20, "--out", tmp_path / "fast")
-    assert not numpy.array_equal(frames_of(tmp_path / "fast" / made.name), frames_of(made))
-    assert "takes no prompt" in run_for_error("generate", "a cat", *words)
-    assert "min_guidance_scale" in run_for_error("generate", *words, "--guidance", 3)
-
-
-def test_pictures_that_are_none(folder, place, tmp_path):
-    (tmp_path / "text.png").write_text("hello")
-    words = ("generate", "a", "--model", folder("pix2pix"), "--image")
-    assert "not a readable picture" in run_for_error(*words, tmp_path / "text.png")
-    assert "no such file" in run_for_error(*words, tmp_path / "gone.png")
-    assert "give --image" in run_for_error("generate", "a", "--mask", place / "mask.png")
-
-
-# Joint attention, and what its pipelines call their arguments
-
-
-def test_flux(folder, tmp_path):
-    words = ("a cat", "--model", folder("flux"), "--steps", 2, "--dense", "--out", tmp_path)
-    generate(*words, "--size", "32x24", "--guidance", 2, "--set", "prompt_2=a dog")
-    made = tmp_path / "a-cat-0.png"
-    assert frames_of(made).shape == (1, 24, 32, 3)
-    generate("--from", made, "--out", tmp_path / "again")
-    assert numpy.array_equal(frames_of(tmp_path / "again" / made.name), frames_of(made))
-    generate("--from", made, "--guidance", 9, "--out", tmp_path / "more")
-    assert not numpy.array_equal(frames_of(tmp_path / "more" / made.name), frames_of(made))
-    line = run_for_error("generate", *words, "--size", "36x26")
-    assert "multiples of 4, such as 36x24" in line or "such as 36x28" in line
-    line = run_for_error("generate", *words, "-n", "blur")
-    assert "no effect" in line
-    assert "--set true_cfg_scale=4" in line
-    line = run_for_error("generate", *words, "--set", "true_cfg_scale=4")
-    assert "without a negative prompt" in line
-    generate(*words, "--size", "32x24", "-n", "blur", "--set", "true_cfg_scale=4")
-    assert not numpy.array_equal(frames_of(tmp_path / "a-cat-0-2.png"), frames_of(made))
-
-
-def test_flux_without_guidance(folder, tmp_path):
-    def make(files):
-        return tiny_pipelines.flux(files, guidance_embeds=False)
-
-    words = ("a", "--model", folder("schnell", make), "--steps", 1, "--dense", "--size", "16x16")
-    words = (*words, "--out", tmp_path)
-    assert "ignores guidance_scale" in run_for_error("generate", *words, "--guidance", 2)
-    generate(*words)
-    assert pictures.read_settings(tmp_path / "a-0.png")["guidance"] is None
-    generate("--from", tmp_path / "a-0.png", "--out", tmp_path / "again")
-
-
-def test_flux_kontext_makes_the_size_that_was_asked_for(folder, tmp_path):
-    """Its call scales every size to a million pixels, unless it is told another area."""
-
-    def make(files):
-        return tiny_pipelines.flux(files, kind="FluxKontextPipeline")
-
-    words = ("a", "--model", folder("kontext", make), "--steps", 1, "--dense", "--size", "32x16")
-    generate(*words, "--out", tmp_path)
-    assert frames_of(tmp_path / "a-0.png").shape == (1, 16, 32, 3)
-
-
-def test_sd3(folder, tmp_path):
-    words = ("a cat", "--model", folder("sd3"), "--steps", 2, "--dense", "--out", tmp_path)
-    generate(*words, "-n", "blur")
-    made = tmp_path / "a-cat-0.png"
-    assert frames_of(made).shape == (1, 32, 32, 3)  # its native size
-    generate("--from", made, "--out", tmp_path / "again")
-    assert numpy.array_equal(frames_of(tmp_path / "again" / made.name), frames_of(made))
-    assert "multiples of 4" in run_for_error("generate", *words, "--size", "30x32")
-    assert "no effect" in run_for_error("generate", *words, "-n", "x", "--guidance", 1)
-
-
-@pytest.mark.parametrize(
-    ("words", "part"),
-    [
-        (("--set", "strength"), "expected --set NAME=VALUE"),
-        (("--set", "strength=0.5"), "takes no strength; it takes prompt, prompt_2"),
-        (("--set", "guidance_scale=2"), "that is --guidance"),
-        (("--set", "output_type=latent"), "takes no output_type"),
-        (("--set", "prompt_embeds=[1]"), "takes no prompt_embeds"),
-        (("--set", "true_cfg_scale=much"), "expected a value such as 1.0"),
-        (("--set", "true_cfg_scale={}"), "a number, text"),
-        (("--frames", "3"), "makes still pictures"),
-        (("--fps", "3"), "makes still pictures"),
-        (("--frames", "0"), "at least 1 frame"),
-        (("--fps", "0"), "more than 0"),
-        (("--image", "in.png"), "takes no image; it takes"),
-    ],
-)
-def test_what_a_call_does_not_take_is_refused(folder, tmp_path, words, part):
-    line = run_for_error(
-        "generate", "a", "--model", folder("flux"), *words, "--out", tmp_path / "o"
-    )
-    assert part in line
-    assert not (tmp_path / "o").exists()
-
-
-def test_values_are_read_as_json_or_as_text():
-    assert parse_parameters(["a=1", "b=0.5", "c=true", "d=a = b", "e=[7, 8]", 'f="1"']) == {
-        "a": 1, "b": 0.5, "c": True, "d": "a = b", "e": [7, 8], "f": "1",
-    }  # fmt: skip
-
-
 # summary
 
 
-def test_summary_counts_the_frames(folder):
-    words = ("summary", "--model", folder("svd"), "--size", "32x24", "--factor", 2, "--json")
+def test_summary_counts_the_frames(pipeline_folder):
+    words = (
+        "summary",
+        "--model",
+        pipeline_folder("svd"),
+        "--size",
+        "32x24",
+        "--factor",
+        2,
+        "--json",
+    )
     few, many = (json.loads(run(*words, "--frames", frames)[0]) for frames in (4, 8))
     assert (few["frames"], many["frames"]) == (4, 8)
     assert many["layers"][0]["flops_before"] == 2 * few["layers"][0]["flops_before"]
     assert many["layers"][0]["grid"] == few["layers"][0]["grid"] == [12, 16]
 
 
-def test_scales_from_configurations_alone(folder):
+def test_scales_from_configurations_alone(pipeline_folder):
     """Against what the pipelines of diffusers say of themselves."""
     for name, expected in (("wan", (8, 4)), ("flux", (2, None))):
-        _, spatial = blueprint.load_skeleton(str(folder(name)))
-        assert (spatial, blueprint.frame_scale(str(folder(name)))) == expected
+        _, spatial = blueprint.load_skeleton(str(pipeline_folder(name)))
+        assert (spatial, blueprint.frame_scale(str(pipeline_folder(name)))) == expected
 
 
 @pytest.mark.parametrize(
