@@ -19,7 +19,7 @@ LAYERS = [
     {"_errors"},
     {"config", "grid", "flops"},
     {"select"},
-    {"attention"},
+    {"attention", "sequence"},
     {"adapters/"},
     {"patch"},
     {"summary"},

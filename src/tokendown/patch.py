@@ -91,6 +91,9 @@ def apply_patch(
     start: float = 0.0,
     stop: float = 1.0,
     controlnet: bool = False,
+    multiplicity: bool = True,
+    references: int = 1,
+    temporal_factor: int = 1,
 ) -> Patch:
     """Lets self-attention use fewer keys and values, in place. Applying again replaces.
 
@@ -106,6 +109,9 @@ def apply_patch(
         start: fraction of the schedule at which the patch becomes active.
         stop: fraction of the schedule from which it is inactive again.
         controlnet: patch the ControlNets of a pipeline as well.
+        multiplicity: whether a kept key counts as often as it stands for an original token.
+        references: linear factor for reference pictures in the sequence, >= 1.
+        temporal_factor: keys of one of so many frames are kept in video transformers, >= 1.
 
     Returns:
         A handle; ``.remove()`` or leaving a ``with`` block restores the model exactly.
@@ -117,7 +123,10 @@ def apply_patch(
 
     Source: arXiv:2402.13573 for the grid; docs/how-it-works.md for anchors and multiplicities.
     """
-    options = PatchConfig(preset, factor, budget, anchors, method, start, stop, controlnet)
+    options = PatchConfig(
+        preset, factor, budget, anchors, method, start, stop, controlnet,
+        multiplicity=multiplicity, references=references, temporal_factor=temporal_factor,
+    )  # fmt: skip
     if config is not None and options != PatchConfig():
         raise ConfigError(f"expected a PatchConfig or options by name, got both: {options}")
     config = config or options

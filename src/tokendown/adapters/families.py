@@ -14,8 +14,10 @@ from torch import nn
 
 from .._errors import UnsupportedModelError
 from ..config import PatchConfig
+from . import transformers
 from .classic import FewerKeys, GridReader, NormReader, why_dense
 from .intercept import intercepts
+from .joint import JointKeys, JointPlan
 from .plan import Layer, Plan, assign_rules
 
 
@@ -69,6 +71,9 @@ def _patch_transformer_sites(model: Any) -> Iterator[Site]:
     yield Site(model.pos_embed, blocks, 1, model.config.patch_size)
 
 
+_KEYS = (FewerKeys, JointKeys)
+_READERS = (GridReader, NormReader, transformers.ShapeReader)
+
 FAMILIES: dict[str, Callable[[Any], Iterator[Site]]] = {
     "UNet2DConditionModel": _unet_sites,
     "UNetMotionModel": _unet_sites,
@@ -90,8 +95,9 @@ def find_sites(model: nn.Module) -> list[Site]:
     for base in type(model).__mro__:
         if base.__name__ in FAMILIES:
             return list(FAMILIES[base.__name__](model))
+    known = ", ".join([*FAMILIES, *transformers.ADAPTERS])
     raise UnsupportedModelError(
-        f"expected a pipeline or a denoiser with one of the classes {', '.join(FAMILIES)}; "
+        f"expected a pipeline or a denoiser with one of the classes {known}; "
         f"got {type(model).__name__}"
     )
 
@@ -103,11 +109,22 @@ def make_plan(model: nn.Module, config: PatchConfig | None) -> Plan:
         UnsupportedModelError: no family matches.
         NothingPatchedError: no layer matches the config.
     """
+    adapter = transformers.find_adapter(model)
+    if adapter is not None:
+        plan: Plan = transformers.make_plan(model, adapter, config)
+    else:
+        plan = _classic_plan(model, config)
+    taken = {layer.name for layer in plan.layers}
+    plan.left_alone = _other_self_attention(model, taken)
+    if config is not None:
+        assign_rules(plan)
+    return plan
+
+
+def _classic_plan(model: nn.Module, config: PatchConfig | None) -> Plan:
     plan = Plan(config or PatchConfig(), [])
-    taken: set[str] = set()
     for site in find_sites(model):
         for name, _, attention in _self_attention(site):
-            taken.add(name)
             plan.layers.append(
                 Layer(
                     name,
@@ -118,14 +135,14 @@ def make_plan(model: nn.Module, config: PatchConfig | None) -> Plan:
                     reason=_never(attention) or why_dense(attention) or "",
                 )
             )
-    plan.left_alone = _other_self_attention(model, taken)
-    if config is not None:
-        assign_rules(plan)
     return plan
 
 
 def install(model: nn.Module, plan: Plan) -> None:
     """Puts a plan to work on the denoiser it was made for."""
+    if isinstance(plan, JointPlan):
+        transformers.install(model, plan)
+        return
     layers = {layer.name: layer for layer in plan.layers}
     for site in find_sites(model):
         attentions = [(layers[name], norm, module) for name, norm, module in _self_attention(site)]
@@ -144,10 +161,10 @@ def uninstall(model: nn.Module) -> None:
     for module in model.modules():
         for item in intercepts(module):
             item.remove()
-            if isinstance(item, FewerKeys) and item.plan.clock is not None:
+            if isinstance(item, _KEYS) and item.plan.clock is not None:
                 item.plan.clock.detached = True
         hooks = module._forward_pre_hooks.items()
-        for key in [key for key, hook in hooks if isinstance(hook, (GridReader, NormReader))]:
+        for key in [key for key, hook in hooks if isinstance(hook, _READERS)]:
             del module._forward_pre_hooks[key]
             module._forward_pre_hooks_with_kwargs.pop(key, None)
 
@@ -156,7 +173,7 @@ def installed_plan(model: nn.Module) -> Plan | None:
     """The plan that is at work on a denoiser, or None."""
     for module in model.modules():
         for item in intercepts(module):
-            if isinstance(item, FewerKeys):
+            if isinstance(item, _KEYS):
                 return item.plan
     return None
 
