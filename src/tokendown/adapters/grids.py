@@ -117,7 +117,8 @@ class IdGrid:
             rows = values[start:end, 1]
             width = next(iter(_changes(rows)), len(rows))
             shapes.append((1, len(rows) // width, width))
-        if not bool(_fits(values, tuple(shapes))):
+        tokens = sum(height * width for _, height, width in shapes)
+        if tokens != len(values) or not bool(_fits(values, tuple(shapes))):
             raise GridError(f"the positions in {self.argument} are not those of row-major grids")
         return tuple(shapes)
 
@@ -145,16 +146,15 @@ def _changes(values: Tensor) -> list[int]:
 def _fits(ids: Tensor, shapes: Shapes) -> Tensor:
     """Whether rows are constant along a row, and all rows have the same columns; a boolean.
 
-    Compares positions with each other only: large ones are rounded in bfloat16.
+    Compares positions with each other only: large ones are rounded in bfloat16. The number of
+    tokens has to be that of the shapes.
     """
     fits, start = ids.new_ones((), dtype=torch.bool), 0
     for frames, height, width in shapes:
-        if start + frames * height * width > ids.shape[0]:
-            return torch.zeros_like(fits)
         part = ids[start : start + frames * height * width].unflatten(0, (frames * height, width))
         fits = (
             fits & (part[..., 1] == part[:, :1, 1]).all() & (part[..., 2] == part[:1, :, 2]).all()
         )
         fits = fits & (part[..., 0] == part[:1, :1, 0]).all()
         start += frames * height * width
-    return fits & (start == ids.shape[0])
+    return fits

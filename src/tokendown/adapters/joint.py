@@ -19,7 +19,7 @@ from .._errors import GridError, UnsupportedModelError
 from ..sequence import Box, Sequence, choose_anchors
 from .classic import why_dense
 from .dispatch import Call, current
-from .intercept import ForwardIntercept, holders
+from .intercept import ForwardIntercept, holders, intercepts
 from .plan import Layer, Plan
 from .rebind import rebound
 
@@ -162,17 +162,9 @@ class JointKeys(ForwardIntercept):
         self.process = rebound(self.kind)
 
     def install(self) -> None:
-        own = getattr(type(self.owner), self.method)
-        for holder, attribute in holders(self.owner, self.method):
-            value = getattr(holder, attribute, None)
-            target = getattr(value, "__func__", getattr(value, "func", None))
-            if target is own:
-                setattr(holder, attribute, self.stand_in())
-                return
-        raise UnsupportedModelError(
-            f"{self.layer.name}: its forward was replaced by something that tokendown does not "
-            "know; call apply_patch before that"
-        )
+        place = _place(self.owner)
+        assert place is not None, "check() comes first"
+        setattr(*place, self.stand_in())
 
     def run(self, *args: Any, **kwargs: Any) -> Any:
         """What the forward of the attention module takes and returns."""
@@ -235,6 +227,35 @@ class JointKeys(ForwardIntercept):
                 "remove_patch(model), or set one of diffusers' own processors"
             )
         return result
+
+
+def check(name: str, attention: Any) -> None:
+    """Whether a patch can go in here.
+
+    Args:
+        name: of the module, for the message.
+        attention: a diffusers attention module.
+
+    Raises:
+        UnsupportedModelError: its processor or its forward is out of reach.
+    """
+    rebound(type(attention.processor))
+    if _place(attention) is None and not any(
+        isinstance(item, JointKeys) for item in intercepts(attention)
+    ):
+        raise UnsupportedModelError(
+            f"{name}: its forward was replaced by something that tokendown does not know; call "
+            "apply_patch before that"
+        )
+
+
+def _place(owner: Any) -> tuple[Any, str] | None:
+    """Where the class's own forward is held: in place, or under the wrappers of others."""
+    for holder, attribute in holders(owner, "forward"):
+        value = getattr(holder, attribute, None)
+        if getattr(value, "__func__", getattr(value, "func", None)) is type(owner).forward:
+            return holder, attribute
+    return None
 
 
 def _ranks(processor: Any) -> int:

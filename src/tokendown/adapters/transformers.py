@@ -19,7 +19,7 @@ from .._errors import ConfigError
 from ..config import PatchConfig
 from .classic import NormReader, say_if_unchanged, why_dense
 from .grids import GridSource, IdGrid, LatentGrid, ShapeGrid
-from .joint import JointKeys, JointLayer, JointPlan
+from .joint import JointKeys, JointLayer, JointPlan, check
 
 
 @dataclass(frozen=True)
@@ -169,6 +169,7 @@ def make_plan(model: nn.Module, adapter: Adapter, config: PatchConfig | None) ->
 
     Raises:
         ConfigError: cells are to be averaged.
+        UnsupportedModelError: an attention processor is out of reach.
     """
     if config is not None and config.method == "mean":
         raise ConfigError(
@@ -177,6 +178,8 @@ def make_plan(model: nn.Module, adapter: Adapter, config: PatchConfig | None) ->
         )
     plan = JointPlan(config or PatchConfig(), [])
     for name, _, attention, blocks in _attentions(model, adapter):
+        if config is not None:
+            check(name, attention)
         separate = hasattr(attention, "to_k")
         plan.layers.append(
             JointLayer(
