@@ -31,8 +31,11 @@ class Call:
 
     def claims(self, key: Tensor, value: Tensor, dim: int) -> bool:
         """Whether this is the attention over the joint sequence, not one to other keys."""
-        lengths = (self.sequence.tokens, self.sequence.kept)
-        return not self.done and key.shape[dim] in lengths and value.shape[dim] in lengths
+        return not self.done and self._is_ours(key.shape[dim]) and self._is_ours(value.shape[dim])
+
+    def _is_ours(self, length: int) -> bool:
+        # not "in": the compiler does not find a symbolic number in a tuple
+        return length == self.sequence.tokens or length == self.sequence.kept
 
     def keep(self, x: Tensor, dim: int) -> Tensor:
         """The kept entries of a dimension, which may be all that is left of it already."""

@@ -19,6 +19,7 @@ from .classic import FewerKeys, GridReader, NormReader, why_dense
 from .intercept import intercepts
 from .joint import JointKeys, JointPlan
 from .plan import Layer, Plan, assign_rules
+from .refused import refusal
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ FAMILIES: dict[str, Callable[[Any], Iterator[Site]]] = {
 
 
 def find_sites(model: nn.Module) -> list[Site]:
-    """Every place of the model where a map becomes tokens.
+    """Every place of a classic model where a map becomes tokens.
 
     Raises:
         UnsupportedModelError: no family matches.
@@ -95,10 +96,27 @@ def find_sites(model: nn.Module) -> list[Site]:
     for base in type(model).__mro__:
         if base.__name__ in FAMILIES:
             return list(FAMILIES[base.__name__](model))
+    raise _unsupported(model)
+
+
+def expect_supported(model: nn.Module) -> None:
+    """Does nothing for a model that can be patched.
+
+    Raises:
+        UnsupportedModelError: no family matches; the message says why, where that is known.
+    """
+    if transformers.find_adapter(model) is None:
+        find_sites(model)
+
+
+def _unsupported(model: nn.Module) -> UnsupportedModelError:
+    reason = refusal(type(model).__name__)
+    if reason is not None:
+        return UnsupportedModelError(f"{type(model).__name__} cannot be patched: {reason}")
     known = ", ".join([*FAMILIES, *transformers.ADAPTERS])
-    raise UnsupportedModelError(
+    return UnsupportedModelError(
         f"expected a pipeline or a denoiser with one of the classes {known}; "
-        f"got {type(model).__name__}"
+        f"got {type(model).__name__}; tokendown.register_adapter adds a transformer"
     )
 
 

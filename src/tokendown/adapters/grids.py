@@ -133,8 +133,8 @@ class IdGrid:
             )
         torch._assert_async(
             _fits(ids, shapes),
-            f"{self.argument} has another grid than {shapes}: a compiled model cannot read it; "
-            "call patch.set_grid((height, width)) with the new size in tokens",
+            "the positions have another grid than the one that is known, and a compiled model "
+            "cannot read it: call patch.set_grid((height, width)) with the new size in tokens",
         )
 
 

@@ -14,7 +14,12 @@ from torch import Tensor
 from .._errors import UnsupportedModelError
 
 TEXT_TOKENS = 77  # of CLIP; PixArt's T5 prompts are longer, but cross-attention is a small part
+T5_TOKENS = 512  # the most that FLUX and Wan take, and their default
+SD3_TOKENS = 333  # 77 of CLIP and 256 of T5, the pipeline's default
+HUNYUAN_TOKENS = 256
 FRAMES = 14
+WAN_FRAMES = 21  # latent frames of 81 frames
+HUNYUAN_FRAMES = 33  # latent frames of 129 frames
 
 
 def denoiser_inputs(
@@ -44,6 +49,19 @@ def denoiser_inputs(
             make = _Zeros(batch, torch.device(device), dtype)
             return _INPUTS[base.__name__](model.config, make, height, width)
     raise UnsupportedModelError(f"no example inputs are known for {type(model).__name__}")
+
+
+def token_shapes(model: Any, height: int, width: int) -> tuple[tuple[int, int, int], ...] | None:
+    """(frames, height, width) in tokens of the FLUX family, whose positions are values to read.
+
+    Args:
+        model: a denoiser.
+        height: of the latent.
+        width: of the latent.
+    """
+    if any(base.__name__ in _PACKED for base in type(model).__mro__):
+        return ((1, height // 2, width // 2),)
+    return None
 
 
 class _Zeros:
@@ -150,6 +168,69 @@ def _dit(config: Any, zeros: _Zeros, height: int, width: int) -> dict[str, Any]:
     }
 
 
+def _packed(config: Any, zeros: _Zeros, height: int, width: int) -> dict[str, Any]:
+    """FLUX: 2 x 2 patches of the latent are cut by the pipeline."""
+    tokens = (height // 2) * (width // 2)
+    inputs = {
+        "hidden_states": zeros(tokens, config.in_channels),
+        "encoder_hidden_states": zeros(T5_TOKENS, config.joint_attention_dim),
+        "timestep": zeros(),
+        "img_ids": zeros(tokens, 3)[0],
+        "txt_ids": zeros(T5_TOKENS, 3)[0],
+    }
+    if getattr(config, "pooled_projection_dim", None):  # Chroma has none
+        inputs["pooled_projections"] = zeros(config.pooled_projection_dim)
+    if getattr(config, "guidance_embeds", False):
+        inputs["guidance"] = zeros()
+    return inputs
+
+
+def _sd3(config: Any, zeros: _Zeros, height: int, width: int) -> dict[str, Any]:
+    return {
+        "hidden_states": zeros(config.in_channels, height, width),
+        "encoder_hidden_states": zeros(SD3_TOKENS, config.joint_attention_dim),
+        "pooled_projections": zeros(config.pooled_projection_dim),
+        "timestep": zeros(),
+    }
+
+
+def _qwen_image(config: Any, zeros: _Zeros, height: int, width: int) -> dict[str, Any]:
+    grid = (1, height // 2, width // 2)
+    return {
+        "hidden_states": zeros(grid[1] * grid[2], config.in_channels),
+        "encoder_hidden_states": zeros(T5_TOKENS, config.joint_attention_dim),
+        "timestep": zeros(),
+        "img_shapes": [[grid]] * zeros.batch,
+    }
+
+
+def _wan(config: Any, zeros: _Zeros, height: int, width: int) -> dict[str, Any]:
+    inputs = {
+        "hidden_states": zeros(config.in_channels, WAN_FRAMES, height, width),
+        "encoder_hidden_states": zeros(T5_TOKENS, config.text_dim),
+        "timestep": zeros(),
+    }
+    if getattr(config, "image_dim", None):
+        inputs["encoder_hidden_states_image"] = zeros(257, config.image_dim)
+    if getattr(config, "vace_layers", None):
+        inputs["control_hidden_states"] = zeros(config.vace_in_channels, WAN_FRAMES, height, width)
+    return inputs
+
+
+def _hunyuan_video(config: Any, zeros: _Zeros, height: int, width: int) -> dict[str, Any]:
+    inputs = {
+        "hidden_states": zeros(config.in_channels, HUNYUAN_FRAMES, height, width),
+        "encoder_hidden_states": zeros(HUNYUAN_TOKENS, config.text_embed_dim),
+        "encoder_attention_mask": zeros(HUNYUAN_TOKENS),
+        "pooled_projections": zeros(config.pooled_projection_dim),
+        "timestep": zeros(),
+    }
+    if config.guidance_embeds:
+        inputs["guidance"] = zeros()
+    return inputs
+
+
+_PACKED = {"FluxTransformer2DModel", "ChromaTransformer2DModel"}
 _INPUTS: dict[str, Callable[[Any, _Zeros, int, int], dict[str, Any]]] = {
     "UNet2DConditionModel": _unet,
     "UNetMotionModel": _motion_unet,
@@ -159,4 +240,11 @@ _INPUTS: dict[str, Callable[[Any, _Zeros, int, int], dict[str, Any]]] = {
     "ControlNetModel": _controlnet,
     "PixArtTransformer2DModel": _pixart,
     "DiTTransformer2DModel": _dit,
+    "FluxTransformer2DModel": _packed,
+    "ChromaTransformer2DModel": _packed,
+    "SD3Transformer2DModel": _sd3,
+    "QwenImageTransformer2DModel": _qwen_image,
+    "WanTransformer3DModel": _wan,
+    "WanVACETransformer3DModel": _wan,
+    "HunyuanVideoTransformer3DModel": _hunyuan_video,
 }

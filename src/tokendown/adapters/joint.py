@@ -16,6 +16,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from .._errors import GridError, UnsupportedModelError
+from ..grid import Grid
 from ..sequence import Box, Sequence, choose_anchors
 from .classic import why_dense
 from .dispatch import Call, current
@@ -55,15 +56,18 @@ class JointPlan(Plan):
 
     def set_shapes(self, shapes: tuple[Shape, ...]) -> None:
         self.shapes = shapes
-        for layer in self.layers:
+        for layer in self.layers if shapes else ():
             _, layer.height, layer.width = shapes[0]
 
-    def boxes(self, layer: Layer, ranks: int = 1) -> tuple[Box, ...]:
+    def boxes(
+        self, layer: Layer, ranks: int = 1, shapes: tuple[Shape, ...] | None = None
+    ) -> tuple[Box, ...]:
         """What one of ``ranks`` sees under context parallelism, and how coarsely it is kept."""
-        (frames, height, width), *others = self.shapes
-        factor, temporal = layer.factor(layer.grid), self.config.temporal_factor
+        (frames, height, width), *others = self.shapes if shapes is None else shapes
+        coarse_in_time = self.config.temporal_factor if layer.rule is not None else 1
+        factor, temporal = layer.factor(Grid(height, width)), min(coarse_in_time, frames)
         main = _shard(Box(frames, height, width, factor, temporal), ranks)
-        coarse = self.config.references
+        coarse = self.config.references if layer.rule is not None else 1
         return (main, *(_shard(Box(*shape, coarse), ranks) for shape in others))
 
 
