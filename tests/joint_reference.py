@@ -68,22 +68,49 @@ class Want:
 
 
 def complex_table(table: Any) -> Tensor:
-    """(cos, sin) with every angle twice, or complex numbers, to [tokens, pairs] complex."""
-    if isinstance(table, Tensor):
-        return table
-    cos, sin = (part.reshape(-1, part.shape[-1])[:, ::2].double() for part in table)
-    return torch.complex(cos, sin)
+    """Complex numbers, or (cos, sin) with every angle twice, to [1 or batch, tokens, pairs]."""
+    if not isinstance(table, Tensor):
+        cos, sin = (part.reshape(-1, *part.shape[-2:]) if part.ndim == 3 else part[None]
+                    for part in (x.squeeze(2) if x.ndim == 4 else x for x in table))  # fmt: skip
+        halves = torch.equal(cos[..., : cos.shape[-1] // 2], cos[..., cos.shape[-1] // 2 :])
+        if halves and not torch.equal(cos[..., ::2], cos[..., 1::2]):
+            pairs = slice(None, cos.shape[-1] // 2)
+        else:
+            pairs = slice(None, None, 2)
+        table = torch.complex(cos[..., pairs].double(), sin[..., pairs].double())
+    return table if table.ndim == 3 else table[None]
 
 
-def rotate(x: Tensor, table: Tensor) -> Tensor:
-    """[batch, tokens, heads, d] by [tokens, d/2] or [batch, tokens, d/2] complex."""
+def rotate(x: Tensor, table: Tensor, halves: bool = False) -> Tensor:
+    """[batch, tokens, ..., d] by [1 or batch, tokens, d/2] complex.
+
+    Args:
+        x: neighbouring channels are a pair, or channels half a head apart.
+        table: complex.
+        halves: which of the two.
+    """
+    table = table.view(*table.shape[:2], *[1] * (x.ndim - 3), -1)
+    if halves:
+        first, second = x.double().chunk(2, -1)
+        turned = torch.complex(first, second) * table
+        return torch.cat([turned.real, turned.imag], -1).to(x.dtype)
     pairs = torch.view_as_complex(x.double().unflatten(-1, (-1, 2)).contiguous())
-    turned = torch.view_as_real(pairs * table.unsqueeze(-2)).flatten(-2)
-    return turned.to(x.dtype)
+    return torch.view_as_real(pairs * table).flatten(-2).to(x.dtype)
+
+
+def pick(x: Tensor, index: Tensor) -> Tensor:
+    """Rows [batch, kept] of [1 or batch, tokens, channels]."""
+    x = x.expand(len(index), *x.shape[1:])
+    return x.gather(1, index[..., None].expand(-1, -1, x.shape[-1]))
 
 
 def _norm(norm: Any, x: Tensor) -> Tensor:
     return x if norm is None else norm(x)
+
+
+WIDE = ("WanAttention", "SkyReelsV2Attention", "LTXAttention")  # normalise over all heads
+HALVES = ("CogView4AttnProcessor",)
+FLAT = ("LTXAttention",)  # rotates before it splits the heads
 
 
 class Joint:
@@ -91,11 +118,12 @@ class Joint:
 
     Args:
         want: what to compute.
-        text_first: the order of the joint sequence, which decides where rotary tables are cut.
+        text_first: the order of the joint sequence.
+        halves: how pairs of channels are rotated.
     """
 
-    def __init__(self, want: Want, text_first: bool) -> None:
-        self.want, self.text_first = want, text_first
+    def __init__(self, want: Want, text_first: bool, halves: bool) -> None:
+        self.want, self.text_first, self.halves = want, text_first, halves
         self.image = sum(math.prod(shape) for shape in want.shapes)
         self.norms: Tensor | None = None
         self.calls = 0
@@ -116,12 +144,11 @@ class Joint:
         freqs_cis: Any = None,
     ) -> Any:
         self.calls += 1
-        text = encoder_hidden_states
-        single = text is None or getattr(attn, "add_q_proj", None) is None
-        image, length = hidden_states, 0
-        if text is not None:
-            length = text.shape[1]
-        elif hidden_states.shape[1] > self.image:
+        text = None if encoder_hidden_states is hidden_states else encoder_hidden_states
+        pair = text is not None
+        own_text = pair and getattr(attn, "add_q_proj", None) is not None
+        image, length = hidden_states, text.shape[1] if pair else 0
+        if not pair and hidden_states.shape[1] > self.image:
             length = hidden_states.shape[1] - self.image
             text, image = self._split(hidden_states, length)
         norms = self.norms
@@ -130,45 +157,52 @@ class Joint:
         bias = self.want.log_multiplicities(norms)
         index = bias.isfinite().nonzero()[:, 1].view(bias.shape[0], -1)
         bias = bias.gather(1, index)
-        kept = image.gather(1, index[..., None].expand(-1, -1, image.shape[-1]))
 
-        def heads(x: Tensor) -> Tensor:
-            return x.unflatten(-1, (attn.heads, -1))
-
-        wide = type(attn).__name__ in ("WanAttention",)  # normalises over all heads together
-        query, key, value = attn.to_q(image), attn.to_k(kept), attn.to_v(kept)
-        if wide:
-            query, key = heads(attn.norm_q(query)), heads(attn.norm_k(key))
-        else:
-            query, key = _norm(attn.norm_q, heads(query)), _norm(attn.norm_k, heads(key))
-        value = heads(value)
-        text_query = text_key = text_value = None
+        tables = next((t for t in (image_rotary_emb, rotary_emb, freqs_cis) if t is not None), None)
+        image_table, text_table = self._tables(tables, length)
+        query, _, _ = self._heads(attn, image, image_table)
+        kept_table = None if image_table is None else pick(image_table, index)
+        _, key, value = self._heads(attn, pick(image, index), kept_table)
         if text is not None:
-            q, k, v = ("to_q", "to_k", "to_v") if single else (
-                "add_q_proj", "add_k_proj", "add_v_proj")  # fmt: skip
-            nq, nk = ("norm_q", "norm_k") if single else ("norm_added_q", "norm_added_k")
-            text_query = _norm(getattr(attn, nq, None), heads(getattr(attn, q)(text)))
-            text_key = _norm(getattr(attn, nk, None), heads(getattr(attn, k)(text)))
-            text_value = heads(getattr(attn, v)(text))
-        table = image_rotary_emb if image_rotary_emb is not None else rotary_emb
-        if table is not None:
-            image_table, text_table = self._tables(table, length)
-            query = rotate(query, image_table)
-            key = rotate(key, image_table[index])
-            if text_table is not None:
-                text_query = rotate(text_query, text_table)
-                text_key = rotate(text_key, text_table)
-        mask = self._mask(attention_mask, encoder_hidden_states_mask, index, length)
-        if text is not None:
+            others = self._heads(attn, text, text_table, "add" if own_text else "")
             query, key, value = (
-                torch.cat(pair, 1)
-                for pair in ((text_query, query), (text_key, key), (text_value, value))
+                torch.cat(parts, 1) for parts in zip(others, (query, key, value), strict=True)
             )
             bias = torch.cat([bias.new_zeros(bias.shape[0], length), bias], 1)
+        key, value = (x.repeat_interleave(query.shape[2] // x.shape[2], 2) for x in (key, value))
+        mask = self._mask(attention_mask, encoder_hidden_states_mask, index, length)
         logits = torch.einsum("bqhd,bkhd->bhqk", query, key) / math.sqrt(query.shape[-1])
         weights = (logits + bias[:, None, None].to(logits) + mask.to(logits)).softmax(-1)
         out = torch.einsum("bhqk,bkhd->bqhd", weights, value).flatten(2)
-        return self._output(attn, out, length, encoder_hidden_states is not None)
+        return self._output(attn, out, length, pair, hidden_states)
+
+    def _heads(
+        self, attn: Any, x: Tensor, table: Tensor | None, part: str = ""
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Query, key and value, [batch, tokens, heads, d], normalised and rotated."""
+        size = attn.inner_dim // attn.heads
+        if hasattr(attn, "to_qkv_mlp_proj"):  # FLUX.2: with the MLP in one
+            query, key, value = attn.to_qkv_mlp_proj(x)[..., : 3 * attn.inner_dim].chunk(3, -1)
+        elif part:
+            query, key, value = attn.add_q_proj(x), attn.add_k_proj(x), attn.add_v_proj(x)
+        else:
+            query, key, value = attn.to_q(x), attn.to_k(x), attn.to_v(x)
+        name = "norm_added_" if part else "norm_"
+        rotated = []
+        for which, tensor in (("q", query), ("k", key)):
+            norm = getattr(attn, name + which, None)
+            if type(attn).__name__ in WIDE:
+                tensor = _norm(norm, tensor)
+            if type(attn).__name__ not in FLAT:
+                tensor = tensor.unflatten(-1, (-1, size))
+            if type(attn).__name__ not in WIDE:
+                tensor = _norm(norm, tensor)
+            if table is not None:
+                tensor = rotate(tensor, table, self.halves)
+            if type(attn).__name__ in FLAT:
+                tensor = tensor.unflatten(-1, (-1, size))
+            rotated.append(tensor)
+        return rotated[0], rotated[1], value.unflatten(-1, (-1, size))
 
     def _split(self, x: Tensor, length: int) -> tuple[Tensor, Tensor]:
         """Text and image part of a joint sequence, along dimension 1."""
@@ -176,49 +210,63 @@ class Joint:
             return x[:, :length], x[:, length:]
         return x[:, self.image :], x[:, : self.image]
 
-    def _tables(self, table: Any, length: int) -> tuple[Tensor, Tensor | None]:
+    def _tables(self, table: Any, length: int) -> tuple[Tensor | None, Tensor | None]:
         """Of the image and of the text, if that is rotated at all."""
+        if table is None:
+            return None, None
         if isinstance(table, tuple) and table[0].is_complex():  # Qwen-Image: one each
-            return table[0], table[1]
+            return complex_table(table[0]), complex_table(table[1])
         table = complex_table(table)
-        if len(table) == self.image:
+        if table.shape[1] == self.image:
             return table, None
-        text, image = self._split(table[None], length)
-        return image[0], text[0]
+        text, image = self._split(table, length)
+        return image, text
 
     def _mask(
         self, joint: Tensor | None, of_text: Tensor | None, index: Tensor, length: int
     ) -> Tensor:
-        """[batch, 1, 1 or queries, text and kept image keys], added; queries text first."""
+        """[batch, 1, 1 or queries, text and kept image keys], added."""
         if joint is None and of_text is None:
             return torch.zeros(())
         if of_text is not None:
             text = of_text[:, None, None]
             image = torch.ones(len(index), 1, 1, index.shape[1], dtype=torch.bool)
         else:
+            joint = joint[:, None, None] if joint.ndim == 2 else joint
             joint = joint.expand(len(index), *joint.shape[1:])
-            first, second = joint[..., :length], joint[..., length:]
+            text, image = joint[..., :length], joint[..., length:]
             if not self.text_first:
-                first, second = joint[..., self.image :], joint[..., : self.image]
-            at = index[:, None, None].expand(-1, 1, second.shape[2], -1)
-            text, image = first, second.gather(-1, at)
+                text, image = joint[..., self.image :], joint[..., : self.image]
+            at = index[:, None, None].expand(-1, 1, image.shape[2], -1)
+            image = image.gather(-1, at)
         allowed = torch.cat([text.bool(), image.bool()], -1)
         # a query that may see nothing sees everything alike, as in torch
         return torch.where(allowed, 0.0, -1e30)
 
-    def _output(self, attn: Any, out: Tensor, length: int, pair: bool) -> Any:
+    def _output(self, attn: Any, out: Tensor, length: int, pair: bool, hidden: Tensor) -> Any:
         text, image = out[:, :length], out[:, length:]
+        if hasattr(attn, "to_qkv_mlp_proj"):
+            mlp = attn.mlp_act_fn(attn.to_qkv_mlp_proj(hidden)[..., 3 * attn.inner_dim :])
+            return attn.to_out(torch.cat([out, mlp], -1))
+        project = getattr(attn, "to_out", None)
         if not pair:
             if length and not self.text_first:
                 out = torch.cat([image, text], 1)
-            if getattr(attn, "to_out", None) is not None:
-                out = attn.to_out[0](out)
-            return out
-        if getattr(attn, "to_out", None) is not None:
-            image = attn.to_out[0](image)
+            return out if project is None else project[0](out)
+        if project is not None:
+            image = project[0](image)
+            if getattr(attn, "add_q_proj", None) is None:
+                text = project[0](text)
         if getattr(attn, "to_add_out", None) is not None:
             text = attn.to_add_out(text)
         return image, text
+
+
+class Parallel(Joint):
+    """For FLUX.2's single blocks, which pass their arguments by position."""
+
+    def __call__(self, attn: Any, hidden: Tensor, mask: Any = None, table: Any = None) -> Any:
+        return super().__call__(attn, hidden, attention_mask=mask, image_rotary_emb=table)
 
 
 # Blocks, attention, norm, text first: where each builder of tests/tiny_transformers.py has them.
@@ -230,6 +278,7 @@ _HUNYUAN = [
     ("transformer_blocks", "attn", "norm1", False),
     ("single_transformer_blocks", "attn", "norm", False),
 ]
+_ATTN1 = [("transformer_blocks", "attn1", "norm1", True)]
 _SD3 = [("transformer_blocks", "attn", "norm1", False)]
 _WAN = [("blocks", "attn1", "norm1", True)]
 WHERE: dict[str, list[tuple[str, str, str, bool]]] = {
@@ -242,6 +291,27 @@ WHERE: dict[str, list[tuple[str, str, str, bool]]] = {
     "wan_i2v": _WAN,
     "wan_vace": [*_WAN, ("vace_blocks", "attn1", "norm1", True)],
     "hunyuan_video": _HUNYUAN,
+    "hunyuan_image": _HUNYUAN,
+    "flux2": _FLUX,
+    "ovis_image": _FLUX,
+    "longcat_image": _FLUX,
+    "bria": _FLUX,
+    "bria_fibo": _FLUX,
+    "skyreels": _WAN,
+    "chrono_edit": _WAN,
+    "ltx": _ATTN1,
+    "cogvideox": _ATTN1,
+    "cogview3": _ATTN1,
+    "cogview4": _ATTN1,
+    "auraflow": [
+        ("joint_transformer_blocks", "attn", "norm1", True),
+        ("single_transformer_blocks", "attn", "norm1", True),
+    ],
+    "z_image": [
+        ("noise_refiner", "attention", "attention_norm1", False),
+        ("layers", "attention", "attention_norm1", False),
+    ],
+    "lumina2": [("noise_refiner", "attn", "norm1", True), ("layers", "attn", "norm1", True)],
 }
 
 
@@ -253,7 +323,9 @@ def coarsen(model: Any, kind: str, want: Want) -> list[Joint]:
             module = getattr(block, attention, None)
             if module is None:
                 continue
-            processor = Joint(want, text_first)
+            halves = type(module.processor).__name__ in HALVES
+            kind = Parallel if hasattr(module, "to_qkv_mlp_proj") else Joint
+            processor = kind(want, text_first, halves)
             module.set_processor(processor)
             getattr(block, norm).register_forward_pre_hook(processor.note_norms, with_kwargs=True)
             processors.append(processor)

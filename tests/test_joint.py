@@ -16,7 +16,16 @@ from joint_reference import Want
 from tokendown import GridError, apply_patch
 
 KINDS = sorted(joint_reference.WHERE)
-VIDEO = ["wan", "wan_i2v", "wan_vace", "hunyuan_video"]
+VIDEO = [
+    "wan",
+    "wan_i2v",
+    "wan_vace",
+    "hunyuan_video",
+    "skyreels",
+    "chrono_edit",
+    "ltx",
+    "cogvideox",
+]
 
 
 @cache

@@ -154,6 +154,209 @@ def hunyuan_video(seed: int = 0) -> diffusers.HunyuanVideoTransformer3DModel:
     )
 
 
+_FLUX = {
+    "in_channels": 4,
+    "num_layers": 1,
+    "num_single_layers": 1,
+    "attention_head_dim": 8,
+    "num_attention_heads": 2,
+    "joint_attention_dim": 8,
+    "axes_dims_rope": (2, 2, 4),
+}
+
+
+def flux2(seed: int = 0) -> diffusers.Flux2Transformer2DModel:
+    """Single blocks project queries, keys, values and the MLP in one."""
+    options = {"axes_dims_rope": (2, 2, 2, 2), "timestep_guidance_channels": 8}
+    return _build(lambda: diffusers.Flux2Transformer2DModel(**{**_FLUX, **options}), seed)
+
+
+def ovis_image(seed: int = 0) -> diffusers.OvisImageTransformer2DModel:
+    """FLUX-like."""
+    return _build(lambda: diffusers.OvisImageTransformer2DModel(**_FLUX, out_channels=4), seed)
+
+
+def longcat_image(seed: int = 0) -> diffusers.LongCatImageTransformer2DModel:
+    """FLUX-like."""
+    return _build(
+        lambda: diffusers.LongCatImageTransformer2DModel(**_FLUX, pooled_projection_dim=8), seed
+    )
+
+
+def bria(seed: int = 0) -> diffusers.BriaTransformer2DModel:
+    """FLUX-like."""
+    return _build(lambda: diffusers.BriaTransformer2DModel(**_FLUX), seed)
+
+
+def bria_fibo(seed: int = 0) -> diffusers.BriaFiboTransformer2DModel:
+    """FLUX-like; every block gets another layer of the text encoder."""
+    options = {"text_encoder_dim": 8}
+    return _build(lambda: diffusers.BriaFiboTransformer2DModel(**{**_FLUX, **options}), seed)
+
+
+def skyreels(seed: int = 0) -> diffusers.SkyReelsV2Transformer3DModel:
+    """Wan-like."""
+    return _build(lambda: diffusers.SkyReelsV2Transformer3DModel(**_WAN), seed)
+
+
+def chrono_edit(seed: int = 0) -> diffusers.ChronoEditTransformer3DModel:
+    """Wan-like."""
+    return _build(lambda: diffusers.ChronoEditTransformer3DModel(**_WAN), seed)
+
+
+def z_image(seed: int = 0) -> diffusers.ZImageTransformer2DModel:
+    """Image and caption in one stream, each filled up to a multiple of 32 tokens."""
+    return _build(
+        lambda: diffusers.ZImageTransformer2DModel(
+            in_channels=4,
+            dim=DIM,
+            n_layers=2,
+            n_refiner_layers=1,
+            n_heads=2,
+            n_kv_heads=2,
+            cap_feat_dim=8,
+            axes_dims=[2, 2, 4],
+            axes_lens=[128, 64, 64],
+        ),
+        seed,
+    )
+
+
+def ltx(seed: int = 0) -> diffusers.LTXVideoTransformer3DModel:
+    """Video only; rotates before it splits the heads."""
+    return _build(
+        lambda: diffusers.LTXVideoTransformer3DModel(
+            in_channels=4,
+            out_channels=4,
+            num_attention_heads=2,
+            attention_head_dim=8,
+            cross_attention_dim=DIM,
+            num_layers=2,
+            caption_channels=8,
+        ),
+        seed,
+    )
+
+
+def cogvideox(seed: int = 0) -> diffusers.CogVideoXTransformer3DModel:
+    """Text and video are joined inside the processor."""
+    return _build(
+        lambda: diffusers.CogVideoXTransformer3DModel(
+            num_attention_heads=2,
+            attention_head_dim=16,  # the least that splits into frames, rows and columns
+            in_channels=4,
+            out_channels=4,
+            time_embed_dim=8,
+            text_embed_dim=8,
+            num_layers=2,
+            sample_width=32,
+            sample_height=32,
+            sample_frames=9,
+            max_text_seq_length=TEXT,
+            use_rotary_positional_embeddings=True,
+        ),
+        seed,
+    )
+
+
+def cogview3(seed: int = 0) -> diffusers.CogView3PlusTransformer2DModel:
+    """Text and image are joined inside the processor; no rotary positions."""
+    return _build(
+        lambda: diffusers.CogView3PlusTransformer2DModel(
+            in_channels=4,
+            out_channels=4,
+            num_layers=2,
+            attention_head_dim=8,
+            num_attention_heads=2,
+            text_embed_dim=8,
+            time_embed_dim=8,
+            condition_dim=2,
+            pos_embed_max_size=32,
+            sample_size=32,
+        ),
+        seed,
+    )
+
+
+def cogview4(seed: int = 0) -> diffusers.CogView4Transformer2DModel:
+    """Text and image are joined inside the processor; rotates halves of a head."""
+    return _build(
+        lambda: diffusers.CogView4Transformer2DModel(
+            in_channels=4,
+            out_channels=4,
+            num_layers=2,
+            attention_head_dim=8,
+            num_attention_heads=2,
+            text_embed_dim=8,
+            time_embed_dim=8,
+            condition_dim=2,
+            rope_axes_dim=(32, 32),
+        ),
+        seed,
+    )
+
+
+def auraflow(seed: int = 0) -> diffusers.AuraFlowTransformer2DModel:
+    """No rotary positions; register tokens join the text."""
+    model = _build(
+        lambda: diffusers.AuraFlowTransformer2DModel(
+            sample_size=32,
+            in_channels=4,
+            num_mmdit_layers=1,
+            num_single_dit_layers=1,
+            attention_head_dim=8,
+            num_attention_heads=2,
+            joint_attention_dim=8,
+            caption_projection_dim=DIM,
+            pos_embed_max_size=32 * 32,
+        ),
+        seed,
+    )
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if ".norm1.linear" in name:
+                parameter.mul_(30)  # the gates are nearly shut otherwise
+    return model
+
+
+def hunyuan_image(seed: int = 0) -> diffusers.HunyuanImageTransformer2DModel:
+    """HunyuanVideo's blocks on a picture."""
+    return _build(
+        lambda: diffusers.HunyuanImageTransformer2DModel(
+            in_channels=4,
+            out_channels=4,
+            num_attention_heads=2,
+            attention_head_dim=8,
+            num_layers=1,
+            num_single_layers=1,
+            num_refiner_layers=1,
+            text_embed_dim=8,
+            rope_axes_dim=(4, 4),
+        ),
+        seed,
+    )
+
+
+def lumina2(seed: int = 0) -> diffusers.Lumina2Transformer2DModel:
+    """Caption and image in one stream; two heads of queries to one of keys."""
+    return _build(
+        lambda: diffusers.Lumina2Transformer2DModel(
+            sample_size=32,
+            in_channels=4,
+            hidden_size=DIM,
+            num_layers=2,
+            num_refiner_layers=1,
+            num_attention_heads=2,
+            num_kv_heads=1,
+            multiple_of=8,
+            axes_dim_rope=(2, 2, 4),
+            axes_lens=(64, 64, 64),
+            cap_feat_dim=8,
+        ),
+        seed,
+    )
+
+
 # Inputs
 
 
@@ -247,6 +450,98 @@ def _hunyuan(model: Any, noise: Noise, height: int, width: int, batch: int) -> d
     }
 
 
+def _flux_like(model: Any, noise: Noise, height: int, width: int, batch: int) -> dict[str, Any]:
+    inputs = _flux(model, noise, height, width, batch)
+    del inputs["pooled_projections"]
+    return inputs
+
+
+def _flux2(model: Any, noise: Noise, height: int, width: int, batch: int) -> dict[str, Any]:
+    inputs = _flux_like(model, noise, height, width, batch)
+    ids = torch.cat([inputs["img_ids"], torch.zeros(height * width, 1)], 1)
+    text = torch.zeros(TEXT, 4)
+    text[:, 3] = torch.arange(TEXT)
+    return {**inputs, "img_ids": ids, "txt_ids": text, "guidance": torch.full((batch,), 4.0)}
+
+
+def _bria_fibo(model: Any, noise: Noise, height: int, width: int, batch: int) -> dict[str, Any]:
+    inputs = _flux_like(model, noise, height, width, batch)
+    return {**inputs, "text_encoder_layers": [noise(batch, TEXT, 8) for _ in range(2)]}
+
+
+def _z_image(model: Any, noise: Noise, height: int, width: int, batch: int) -> dict[str, Any]:
+    return {
+        "x": [noise(4, 1, 2 * height, 2 * width) for _ in range(batch)],
+        "t": torch.full((batch,), 0.5).to(noise.like.dtype),
+        "cap_feats": [noise(TEXT + 30 * index, 8) for index in range(batch)],  # 32 and 64 tokens
+    }
+
+
+def _ltx(model: Any, noise: Noise, height: int, width: int, batch: int) -> dict[str, Any]:
+    return {
+        "hidden_states": noise(batch, FRAMES * height * width, 4),
+        "encoder_hidden_states": noise(batch, TEXT, 8),
+        "encoder_attention_mask": torch.ones(batch, TEXT),
+        "timestep": torch.full((batch,), 500),
+        "num_frames": FRAMES,
+        "height": height,
+        "width": width,
+    }
+
+
+def _cogvideox(model: Any, noise: Noise, height: int, width: int, batch: int) -> dict[str, Any]:
+    from diffusers.models.embeddings import get_3d_rotary_pos_embed
+
+    corners = ((0, 0), (height, width))
+    table = get_3d_rotary_pos_embed(16, corners, (height, width), FRAMES)
+    return {
+        "hidden_states": noise(batch, FRAMES, 4, 2 * height, 2 * width),
+        "encoder_hidden_states": noise(batch, TEXT, 8),
+        "timestep": torch.full((batch,), 500),
+        "image_rotary_emb": table,
+    }
+
+
+def _cogview(model: Any, noise: Noise, height: int, width: int, batch: int) -> dict[str, Any]:
+    size = torch.full((batch, 2), 64.0).to(noise.like.dtype)
+    return {
+        "hidden_states": noise(batch, 4, 2 * height, 2 * width),
+        "encoder_hidden_states": noise(batch, TEXT, 8),
+        "timestep": torch.full((batch,), 500),
+        "original_size": size,
+        "target_size": size,
+        "crop_coords": torch.zeros_like(size),
+    }
+
+
+def _auraflow(model: Any, noise: Noise, height: int, width: int, batch: int) -> dict[str, Any]:
+    return {
+        "hidden_states": noise(batch, 4, 2 * height, 2 * width),
+        "encoder_hidden_states": noise(batch, TEXT, 8),
+        "timestep": torch.full((batch,), 0.5),
+    }
+
+
+def _hunyuan_image(model: Any, noise: Noise, height: int, width: int, batch: int) -> dict[str, Any]:
+    mask = torch.ones(batch, TEXT)
+    mask[0, TEXT - 2 :] = 0
+    return {
+        "hidden_states": noise(batch, 4, height, width),
+        "encoder_hidden_states": noise(batch, TEXT, 8),
+        "encoder_attention_mask": mask,
+        "timestep": torch.full((batch,), 500).to(noise.like.dtype),
+    }
+
+
+def _lumina2(model: Any, noise: Noise, height: int, width: int, batch: int) -> dict[str, Any]:
+    return {
+        "hidden_states": noise(batch, 4, 2 * height, 2 * width),
+        "encoder_hidden_states": noise(batch, TEXT, 8),
+        "encoder_attention_mask": torch.ones(batch, TEXT, dtype=torch.bool),
+        "timestep": torch.full((batch,), 0.5),
+    }
+
+
 INPUTS: dict[str, Callable[..., dict[str, Any]]] = {
     "flux": _flux,
     "chroma": _chroma,
@@ -257,6 +552,21 @@ INPUTS: dict[str, Callable[..., dict[str, Any]]] = {
     "wan_i2v": _wan,
     "wan_vace": _vace,
     "hunyuan_video": _hunyuan,
+    "hunyuan_image": _hunyuan_image,
+    "flux2": _flux2,
+    "ovis_image": _flux_like,
+    "longcat_image": _flux_like,
+    "bria": _flux_like,
+    "bria_fibo": _bria_fibo,
+    "skyreels": _wan,
+    "chrono_edit": _wan,
+    "z_image": _z_image,
+    "ltx": _ltx,
+    "cogvideox": _cogvideox,
+    "cogview3": _cogview,
+    "cogview4": _cogview,
+    "auraflow": _auraflow,
+    "lumina2": _lumina2,
 }
 
 

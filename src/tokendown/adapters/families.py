@@ -215,8 +215,11 @@ def _never(attention: Any) -> str | None:
 def _other_self_attention(model: nn.Module, taken: set[str]) -> dict[str, str]:
     """Name to reason, for the self-attention that sees no image grid of its own."""
     found: dict[str, str] = {}
+    blocks = {name.rpartition(".")[0] for name in taken}
     for name, module in model.named_modules():
         if not hasattr(module, "to_q") or name in taken:
+            continue
+        if name.rpartition(".")[0] in blocks:  # cross-attention beside it
             continue
         if getattr(module, "is_cross_attention", False):
             continue

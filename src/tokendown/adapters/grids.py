@@ -24,9 +24,9 @@ class LatentGrid:
     Args:
         argument: of the model's forward.
         frames: dimension of the frames, counted from the end (-3, or -4 where channels lie
-            between), or None for pictures.
-        patch: name of the patch size in the model's configuration: a number a side, or
-            (frames, height, width).
+            between), or None for pictures. Without effect where a latent has no frames.
+        patch: name of the patch size in the model's configuration: a number a side,
+            (height, width), or (frames, height, width).
         temporal: name of the patch size in time, where that is separate.
     """
 
@@ -45,7 +45,8 @@ class LatentGrid:
         if isinstance(patch, int):
             in_time = getattr(config, self.temporal) if self.temporal else 1
             patch = (in_time or 1, patch, patch)
-        frames = 1 if self.frames is None else shape[self.frames]
+        patch = (1, *patch)[-3:]
+        frames = 1 if self.frames is None or len(shape) < 5 else shape[self.frames]
         # A last frame that does not fill a patch is padded by the model (CogVideoX 1.5).
         return ((-(-frames // patch[0]), shape[-2] // patch[1], shape[-1] // patch[2]),)
 
@@ -85,6 +86,38 @@ class NumberGrid:
     def __call__(self, config: Any, arguments: Mapping[str, Any]) -> Shapes:
         frames, height, width = (arguments[name] for name in self.arguments)
         return ((frames, height, width),)
+
+
+class ListGrid:
+    """Z-Image: a list of latents [channels, frames, height, width], one an image of the batch."""
+
+    def __call__(self, config: Any, arguments: Mapping[str, Any]) -> Shapes:
+        latents = arguments["x"]
+        if not isinstance(latents[0], Tensor) or any(x.shape != latents[0].shape for x in latents):
+            raise GridError(
+                "expected one latent of one size for every image of the batch; several pictures "
+                "an image (omni mode) and several sizes in one batch are not supported"
+            )
+        patch, in_time = arguments.get("patch_size", 2), arguments.get("f_patch_size", 1)
+        _, frames, height, width = latents[0].shape
+        return ((frames // in_time, height // patch, width // patch),)
+
+
+class CaptionedGrid(LatentGrid):
+    """Lumina 2: captions come first, each as long as it is, so that images start anywhere.
+
+    The model reads the lengths of the captions at every call itself.
+    """
+
+    def __call__(self, config: Any, arguments: Mapping[str, Any]) -> Shapes:
+        lengths = arguments["encoder_attention_mask"].sum(dim=1).tolist()
+        if any(length != lengths[0] for length in lengths):
+            raise GridError(
+                f"expected captions of one length in a batch, got {lengths} tokens: the image "
+                "tokens would start at different places; call the transformer once a caption, as "
+                "diffusers' pipeline does for one prompt"
+            )
+        return super().__call__(config, arguments)
 
 
 class IdGrid:

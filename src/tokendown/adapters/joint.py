@@ -194,6 +194,8 @@ class JointKeys(ForwardIntercept):
             return None
         image = Sequence(boxes).tokens
         text = named.get("encoder_hidden_states")
+        if text is named["hidden_states"]:  # Lumina 2 says so where it means itself
+            text = None
         total = named["hidden_states"].shape[1] + (0 if text is None else text.shape[1])
         exact = total - image
         if exact < 0:

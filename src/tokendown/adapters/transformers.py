@@ -18,7 +18,15 @@ from torch import Tensor, nn
 from .._errors import ConfigError
 from ..config import PatchConfig
 from .classic import NormReader, say_if_unchanged, why_dense
-from .grids import GridSource, IdGrid, LatentGrid, ShapeGrid
+from .grids import (
+    CaptionedGrid,
+    GridSource,
+    IdGrid,
+    LatentGrid,
+    ListGrid,
+    NumberGrid,
+    ShapeGrid,
+)
 from .joint import JointKeys, JointLayer, JointPlan, check
 
 
@@ -64,6 +72,12 @@ _IMAGE_THEN_TEXT = (
     Blocks("single_transformer_blocks", norm="norm", text_first=False),
 )
 _WAN = Blocks("blocks", "attn1", rotary="rotary_emb")
+_Z_IMAGE: dict[str, Any] = {
+    "attention": "attention",
+    "norm": "attention_norm1",
+    "text_first": False,  # nor are the tokens that fill it up to a multiple of 32
+    "rotary": "freqs_cis",
+}
 
 ADAPTERS: dict[str, Adapter] = {
     "FluxTransformer2DModel": Adapter(IdGrid(), _DOUBLE_AND_SINGLE),
@@ -84,6 +98,35 @@ ADAPTERS: dict[str, Adapter] = {
     ),
     "HunyuanVideoTransformer3DModel": Adapter(
         LatentGrid(frames=-3, temporal="patch_size_t"), _IMAGE_THEN_TEXT
+    ),
+    "HunyuanImageTransformer2DModel": Adapter(LatentGrid(frames=-3), _IMAGE_THEN_TEXT),
+    "Flux2Transformer2DModel": Adapter(IdGrid(), _DOUBLE_AND_SINGLE),
+    "OvisImageTransformer2DModel": Adapter(IdGrid(), _DOUBLE_AND_SINGLE),
+    "LongCatImageTransformer2DModel": Adapter(IdGrid(), _DOUBLE_AND_SINGLE),
+    "BriaTransformer2DModel": Adapter(IdGrid(), _DOUBLE_AND_SINGLE),
+    "BriaFiboTransformer2DModel": Adapter(IdGrid(), _DOUBLE_AND_SINGLE),
+    "SkyReelsV2Transformer3DModel": Adapter(LatentGrid(frames=-3), (_WAN,)),
+    "ChronoEditTransformer3DModel": Adapter(LatentGrid(frames=-3), (_WAN,)),
+    "LTXVideoTransformer3DModel": Adapter(NumberGrid(), (Blocks("transformer_blocks", "attn1"),)),
+    "CogVideoXTransformer3DModel": Adapter(
+        LatentGrid(frames=-4, temporal="patch_size_t"), (Blocks("transformer_blocks", "attn1"),)
+    ),
+    "CogView3PlusTransformer2DModel": Adapter(
+        LatentGrid(), (Blocks("transformer_blocks", "attn1"),)
+    ),
+    "CogView4Transformer2DModel": Adapter(LatentGrid(), (Blocks("transformer_blocks", "attn1"),)),
+    "AuraFlowTransformer2DModel": Adapter(
+        LatentGrid(),
+        (
+            Blocks("joint_transformer_blocks", rotary=None),
+            Blocks("single_transformer_blocks", rotary=None),
+        ),
+    ),
+    "ZImageTransformer2DModel": Adapter(
+        ListGrid(), (Blocks("noise_refiner", **_Z_IMAGE), Blocks("layers", **_Z_IMAGE))
+    ),
+    "Lumina2Transformer2DModel": Adapter(
+        CaptionedGrid(), (Blocks("noise_refiner"), Blocks("layers"))
     ),
 }
 
