@@ -357,6 +357,46 @@ def lumina2(seed: int = 0) -> diffusers.Lumina2Transformer2DModel:
     )
 
 
+def flux_controlnet(seed: int = 0) -> diffusers.FluxControlNetModel:
+    """FLUX.1's blocks; its outputs are residuals."""
+    return _build(lambda: diffusers.FluxControlNetModel(**_FLUX, pooled_projection_dim=8), seed)
+
+
+def sd3_controlnet(seed: int = 0) -> diffusers.SD3ControlNetModel:
+    """SD3's blocks."""
+    return _build(
+        lambda: diffusers.SD3ControlNetModel(
+            sample_size=32,
+            in_channels=4,
+            num_layers=1,
+            attention_head_dim=8,
+            num_attention_heads=2,
+            joint_attention_dim=8,
+            caption_projection_dim=DIM,
+            pooled_projection_dim=8,
+            out_channels=4,
+            pos_embed_max_size=32,
+        ),
+        seed,
+    )
+
+
+def qwen_image_controlnet(seed: int = 0) -> diffusers.QwenImageControlNetModel:
+    """Qwen-Image's blocks."""
+    return _build(
+        lambda: diffusers.QwenImageControlNetModel(
+            in_channels=4,
+            out_channels=1,
+            num_layers=1,
+            attention_head_dim=8,
+            num_attention_heads=2,
+            joint_attention_dim=8,
+            axes_dims_rope=(2, 2, 4),
+        ),
+        seed,
+    )
+
+
 # Inputs
 
 
@@ -542,6 +582,16 @@ def _lumina2(model: Any, noise: Noise, height: int, width: int, batch: int) -> d
     }
 
 
+def _conditioned(make: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
+    """The same with a condition of the latent's shape."""
+
+    def inputs(model: Any, noise: Noise, *size: int) -> dict[str, Any]:
+        others = make(model, noise, *size)
+        return {**others, "controlnet_cond": noise(*others["hidden_states"].shape)}
+
+    return inputs
+
+
 INPUTS: dict[str, Callable[..., dict[str, Any]]] = {
     "flux": _flux,
     "chroma": _chroma,
@@ -567,6 +617,9 @@ INPUTS: dict[str, Callable[..., dict[str, Any]]] = {
     "cogview4": _cogview,
     "auraflow": _auraflow,
     "lumina2": _lumina2,
+    "flux_controlnet": _conditioned(_flux),
+    "sd3_controlnet": _conditioned(_sd3),
+    "qwen_image_controlnet": _conditioned(_qwen),
 }
 
 

@@ -7,6 +7,7 @@ from ._errors import (
     TokendownError,
     UnsupportedModelError,
 )
+from .adapters.transformers import Adapter, Blocks, register_adapter
 from .attention import attend
 from .config import PatchConfig
 from .grid import Grid
@@ -17,6 +18,8 @@ from .summary import Summary, summary
 __version__ = "0.1.0"
 
 __all__ = [
+    "Adapter",
+    "Blocks",
     "ConfigError",
     "Grid",
     "GridError",
@@ -29,6 +32,7 @@ __all__ = [
     "apply_patch",
     "attend",
     "is_patched",
+    "register_adapter",
     "remove_patch",
     "select_tokens",
     "summary",

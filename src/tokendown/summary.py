@@ -141,7 +141,7 @@ def summary(
         UnsupportedModelError: no adapter knows the model.
         NothingPatchedError: the config matches no layer.
     """
-    scale = scale if scale is not None else int(getattr(model, "vae_scale_factor", 8))
+    scale = scale if scale is not None else _latent_scale(model)
     denoisers = find_denoisers(model, controlnet=True)
     families.expect_supported(denoisers[0])
     height, width = _size(denoisers[0], height, width, scale)
@@ -168,6 +168,12 @@ def summary(
         layers=layers,
         step_flops_before=total,
     )
+
+
+def _latent_scale(model: Any) -> int:
+    """Pipelines for video have other names for it."""
+    names = ("vae_scale_factor", "vae_scale_factor_spatial", "vae_spatial_compression_ratio")
+    return next((int(getattr(model, name)) for name in names if hasattr(model, name)), 8)
 
 
 def _size(denoiser: Any, height: int | None, width: int | None, scale: int) -> tuple[int, int]:

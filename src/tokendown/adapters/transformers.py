@@ -79,19 +79,23 @@ _Z_IMAGE: dict[str, Any] = {
     "rotary": "freqs_cis",
 }
 
+_SD3 = Blocks("transformer_blocks", text_first=False, rotary=None)
+_QWEN_IMAGE = Adapter(ShapeGrid(), (Blocks("transformer_blocks", norm="img_norm1"),))
+
 ADAPTERS: dict[str, Adapter] = {
     "FluxTransformer2DModel": Adapter(IdGrid(), _DOUBLE_AND_SINGLE),
     "ChromaTransformer2DModel": Adapter(IdGrid(), _DOUBLE_AND_SINGLE),
     "SD3Transformer2DModel": Adapter(
         LatentGrid(),
         (
-            Blocks("transformer_blocks", text_first=False, rotary=None),
+            _SD3,
             Blocks("transformer_blocks", "attn2", rotary=None),  # SD 3.5 medium, image tokens only
         ),
     ),
-    "QwenImageTransformer2DModel": Adapter(
-        ShapeGrid(), (Blocks("transformer_blocks", norm="img_norm1"),)
-    ),
+    "QwenImageTransformer2DModel": _QWEN_IMAGE,
+    "FluxControlNetModel": Adapter(IdGrid(), _DOUBLE_AND_SINGLE),
+    "SD3ControlNetModel": Adapter(LatentGrid(), (_SD3,)),
+    "QwenImageControlNetModel": _QWEN_IMAGE,
     "WanTransformer3DModel": Adapter(LatentGrid(frames=-3), (_WAN,)),
     "WanVACETransformer3DModel": Adapter(
         LatentGrid(frames=-3), (_WAN, Blocks("vace_blocks", "attn1", rotary="rotary_emb"))
