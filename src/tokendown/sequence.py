@@ -57,8 +57,9 @@ class Box:
     def on_grid(self, x: Tensor, dim: int) -> Tensor:
         """The kept tokens as a strided view: ``dim`` becomes (frames, height, width)."""
         maps = x.unflatten(dim, (self.frames, self.height, self.width))
-        cells = (slice(None, None, step) for step in (self.temporal, self.factor, self.factor))
-        return maps[(*[slice(None)] * dim, *cells)]
+        cells = [slice(None, None, step) for step in (self.temporal, self.factor, self.factor)]
+        kept: Tensor = maps[tuple([slice(None)] * dim + cells)]
+        return kept
 
 
 @dataclass(frozen=True)

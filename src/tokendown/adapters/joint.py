@@ -82,7 +82,8 @@ def _shard(box: Box, ranks: int) -> Box:
     rows, rest = divmod(box.frames * box.height, ranks)
     if rest == 0 and rows % box.height == 0 and (rows // box.height) % box.temporal == 0:
         return Box(rows // box.height, box.height, box.width, box.factor, box.temporal)
-    if rest == 0 and box.height % rows == 0 and rows % box.factor == 0 and box.temporal == 1:
+    if rest == rows % box.factor == box.height % box.factor == 0 and box.temporal == 1:
+        # Where frames are whole cells high, kept rows are equally far apart across frames too.
         return Box(1, rows, box.width, box.factor)
     step = ranks * box.factor
     raise GridError(
@@ -162,7 +163,7 @@ class JointKeys(ForwardIntercept):
         return {name: value for name, value in self.__dict__.items() if name != "process"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
         self.process = rebound(self.kind)
 
     def install(self) -> None:
@@ -189,7 +190,8 @@ class JointKeys(ForwardIntercept):
                 f"{layer.name}: no token grid is known; it is read when the whole denoiser runs, "
                 "so call the denoiser, not this layer"
             )
-        boxes = plan.boxes(layer, _ranks(self.owner.processor))
+        ranks = _ranks(self.owner.processor)
+        boxes = plan.boxes(layer, ranks)
         if all(box.kept == box.tokens for box in boxes):
             return None
         image = Sequence(boxes).tokens
@@ -208,7 +210,7 @@ class JointKeys(ForwardIntercept):
         if scores is not None and plan.config.anchors:
             first = before if scores.shape[1] == total else 0
             own = scores.narrow(1, first, boxes[0].tokens)
-            anchors = choose_anchors(own, boxes[0], plan.config.anchors)
+            anchors = choose_anchors(own, boxes[0], -(-plan.config.anchors // ranks))
         return Sequence(boxes, before, after, anchors)
 
     def _attend(self, named: dict[str, Any], sequence: Sequence) -> Any:
