@@ -1,14 +1,12 @@
 """One rank of a context-parallel run on CPUs; prints what the test wants to know as JSON.
 
-Started by test_joint_parallel.py with RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT set, and the
-mode, "ulysses" or "ring", as its argument.
+Started by test_joint_parallel.py with RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT set.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import sys
 from typing import Any
 
 import torch
@@ -22,7 +20,6 @@ from tokendown import GridError, apply_patch
 
 PATCH = {"factor": 2, "anchors": 0}
 SIZE = (8, 6)
-HEADS = {"num_attention_heads": 2}
 
 
 def with_lse(ctx: Any, query: Any, key: Any, value: Any, mask: Any, *rest: Any, **_: Any) -> Any:
@@ -86,17 +83,16 @@ def compare(kind: str, mode: str) -> dict[str, Any]:
     return {"difference": difference.item(), "dense": dense, "sent": sent, "refused": refused}
 
 
-def main(mode: str) -> None:
+def main() -> None:
     torch.accelerator.device_count = lambda: 1  # diffusers asks for it, and a CPU has none
     dist.init_process_group("gloo")
-    if mode == "ring":
-        attention_dispatch._native_attention_forward_op = with_lse
-    kinds = ("flux",) if mode == "ring" else ("flux", "wan")
-    found = {kind: compare(kind, mode) for kind in kinds}
+    found = {f"ulysses {kind}": compare(kind, "ulysses") for kind in ("flux", "wan")}
+    attention_dispatch._native_attention_forward_op = with_lse
+    found["ring flux"] = compare("flux", "ring")
     if dist.get_rank() == 0:
         print(json.dumps(found))
     dist.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main()

@@ -12,9 +12,10 @@ from tokendown import apply_patch, remove_patch
 
 SIZE = (6, 8)
 PATCH = {"factor": 2, "anchors": 3}
-KINDS = sorted(tiny_transformers.INPUTS)
+# One of each way to join text and to rotate; the others share their processors' shape.
+KINDS = ["chroma", "cogvideox", "flux2", "hunyuan_video", "qwen_image", "sd35", "wan", "z_image"]
 # Positions as a tensor: a compiled model cannot read them.
-BY_VALUE = ("flux", "chroma")
+BY_VALUE = ("flux", "flux2", "chroma")
 
 
 @pytest.fixture(autouse=True)
@@ -60,7 +61,7 @@ def test_whole_model_compiled_when_patched(kind):
 @pytest.mark.compat(
     "transformers: torch.compile, then patch and remove", note="the grid is read by itself"
 )
-@pytest.mark.parametrize("kind", ["flux", "sd35", "wan"])
+@pytest.mark.parametrize("kind", ["flux", "sd35"])
 def test_patching_and_removing_after_compilation(kind):
     model = getattr(tiny_transformers, kind)()
     dense, want = expectations(kind, model)
@@ -78,8 +79,10 @@ def test_patching_and_removing_after_compilation(kind):
 
 
 @pytest.mark.compat("transformers: compile_repeated_blocks", note="patch before, after, and remove")
-@pytest.mark.parametrize("patched_first", [True, False], ids=["before", "after"])
-@pytest.mark.parametrize("kind", ["flux", "sd35", "qwen_image", "wan", "hunyuan_video"])
+@pytest.mark.parametrize(
+    ("kind", "patched_first"),
+    [("flux", True), ("flux", False), ("sd35", False), ("qwen_image", True), ("wan", False)],
+)
 def test_repeated_blocks(kind, patched_first):
     model = getattr(tiny_transformers, kind)()
     if not getattr(model, "_repeated_blocks", None):
@@ -116,7 +119,7 @@ def test_repeated_blocks_share_graphs(kind):
     "transformers: torch.compile and equal token counts", note="4 x 9 and 9 x 4: never mixed up"
 )
 @pytest.mark.parametrize("whole", [True, False], ids=["whole", "blocks"])
-@pytest.mark.parametrize("kind", ["flux", "qwen_image", "sd3"])
+@pytest.mark.parametrize("kind", ["flux", "sd3"])
 def test_two_sizes_with_equally_many_tokens(kind, whole):
     model = getattr(tiny_transformers, kind)()
     sizes = [(4, 9), (9, 4)]

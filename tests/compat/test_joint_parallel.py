@@ -14,7 +14,7 @@ import pytest
 WORKER = Path(__file__).with_name("context_parallel.py")
 
 
-def on_two_ranks(mode: str) -> dict:
+def on_two_ranks() -> dict:
     """What the first of two ranks prints."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -22,7 +22,7 @@ def on_two_ranks(mode: str) -> dict:
     paths = [str(WORKER.parent.parent), *filter(None, sys.path)]
     ranks = [
         subprocess.Popen(
-            [sys.executable, str(WORKER), mode],
+            [sys.executable, str(WORKER)],
             env={
                 **os.environ,
                 "RANK": str(rank),
@@ -46,18 +46,20 @@ def on_two_ranks(mode: str) -> dict:
 
 # Of 26 tokens a rank (2 of text), FLUX keeps 8; with the bias a head has 16 channels instead of 8.
 # Of 72 tokens a rank, Wan keeps 18, and needs no bias.
-SHARE_SENT = {"flux": 8 * 16 / (26 * 8), "wan": 1 / 4}
+SHARES = {"flux": 8 * 16 / (26 * 8), "wan": 1 / 4}
+# Ulysses sends queries, keys, values and results; a ring keys and values together, and the output.
+KEYS = {"ulysses": slice(1, None, 4), "ring": slice(None, -1)}
 
 
 @pytest.mark.compat(
     "transformers: context parallelism", note="Ulysses and ring, two processes, equal to one"
 )
-@pytest.mark.parametrize("mode", ["ulysses", "ring"])
-def test_two_processes_equal_one(mode):
-    for kind, found in on_two_ranks(mode).items():
+def test_two_processes_equal_one():
+    results = on_two_ranks()
+    assert len(results) == 3
+    for name, found in results.items():
+        mode, kind = name.split()
         assert found["difference"] < 1e-5
-        # Ulysses sends queries, keys, values and results, a ring keys and values together
-        keys = slice(1, None, 4) if mode == "ulysses" else slice(None)
-        share = sum(found["sent"][keys]) / sum(found["dense"][keys])
-        assert share == pytest.approx(SHARE_SENT[kind])
+        sent, dense = (sum(found[which][KEYS[mode]]) for which in ("sent", "dense"))
+        assert sent / dense == pytest.approx(SHARES[kind])
         assert "multiple of 4 tokens, for example 8" in found["refused"]
