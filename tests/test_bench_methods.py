@@ -119,7 +119,7 @@ def sampled_indices(length, factor, mode):
 def test_grid_methods_equal_masked_dense_attention(kind, size, mode):
     model, oracle = BUILD[kind](), BUILD[kind]()
     scene = scene_of(model, *size)
-    grid = scene.cost.grids[scene.finest[0]]
+    grid = scene.grid(scene.finest[0])
     assert scene.factor == math.ceil(math.sqrt(grid.tokens / 30)) or scene.factor == 2
     level = {"shallow_unet": 1, "sdxl_unet": 2, "pixart": 1}[kind]
     rows = sampled_indices(grid.height, scene.factor, mode)

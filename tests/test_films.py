@@ -61,7 +61,8 @@ def test_a_film_and_the_same_again(pipeline_folder, tmp_path):
 
 def test_the_film_is_what_the_pipeline_makes(pipeline_folder, originals, tmp_path):
     """Against a call by hand of a pipeline that was never near tokendown."""
-    generate("a cat", "--model", pipeline_folder("animatediff"), "--steps", 2, "--size", "40x24", "--dense",
+    generate("a cat", "--model", pipeline_folder("animatediff"), "--steps", 2, "--size", "40x24",
+             "--dense",
              "--frames", 3, "--guidance", 3, "--out", tmp_path)  # fmt: skip
     pipe = tiny_pipelines.animatediff(originals / "tokenizer")
     pipe.set_progress_bar_config(disable=True)
@@ -173,7 +174,8 @@ def _box(kind, payload, wide=False):
 
 def test_mp4_files(pipeline_folder, tmp_path):
     pytest.importorskip("imageio_ffmpeg")
-    words = ("a cat", "--model", pipeline_folder("animatediff"), "--steps", 1, "--size", "40x24", "--dense",
+    words = ("a cat", "--model", pipeline_folder("animatediff"), "--steps", 1, "--size", "40x24",
+             "--dense",
              "--frames", 3)  # fmt: skip
     generate(*words, "--format", "mp4", "--out", tmp_path)
     film = tmp_path / "a-cat-0.mp4"

@@ -20,7 +20,7 @@ LAYERS = [
     {"config", "grid", "flops", "scales"},
     {"tuned"},
     {"select"},
-    {"attention"},
+    {"attention", "sequence"},
     {"adapters/"},
     {"patch"},
     {"summary"},

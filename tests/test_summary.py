@@ -11,8 +11,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import tiny
+import tiny_transformers
 import tokendown
-from tokendown.adapters.inputs import denoiser_inputs
+from tokendown.adapters.inputs import denoiser_inputs, token_shapes
 from tokendown.adapters.skeleton import on_meta
 
 FAMILIES: list[Callable[[], Any]] = [
@@ -32,7 +33,9 @@ def counted(model: Any, height: int, width: int, **options: Any) -> int:
     """FLOPs of one call on the meta device, patched with the options if there are any."""
     skeleton = on_meta(model)
     if options:
-        tokendown.apply_patch(skeleton, **options)
+        patch = tokendown.apply_patch(skeleton, **options)
+        if tokens := token_shapes(skeleton, height, width):
+            patch.set_grid(tokens[0][1:])
     inputs = denoiser_inputs(skeleton, height, width, device="meta")
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         skeleton(**inputs)
@@ -48,6 +51,24 @@ def test_prediction_is_what_the_counter_counts(
     if build is tiny.dit:
         width = height  # diffusers' DiT un-patchifies square images only
     for options in ({"factor": 2, "anchors": 3}, {"budget": 8}, {"factor": 3, "method": "mean"}):
+        config = tokendown.PatchConfig(**options)
+        found = tokendown.summary(model, config, height=8 * height, width=8 * width)
+        assert found.step_flops_before == counted(model, height, width)
+        assert found.step_flops_after == counted(model, height, width, **options)
+        assert found.predicted_speedup > 1
+
+
+# Lumina 2 reads the lengths of its captions, so it cannot run without weights.
+COUNTED = sorted(set(tiny_transformers.INPUTS) - {"lumina2"})
+
+
+@pytest.mark.parametrize("kind", COUNTED)
+@pytest.mark.parametrize("size", [(16, 16), (22, 14)], ids=str)
+def test_prediction_for_transformers_is_what_the_counter_counts(
+    kind: str, size: tuple[int, int]
+) -> None:
+    model, (height, width) = getattr(tiny_transformers, kind)(), size
+    for options in ({"factor": 2, "anchors": 3}, {"budget": 8}, {"factor": 2, "anchors": 0}):
         config = tokendown.PatchConfig(**options)
         found = tokendown.summary(model, config, height=8 * height, width=8 * width)
         assert found.step_flops_before == counted(model, height, width)

@@ -214,26 +214,6 @@ def dit(seed: int = 0) -> diffusers.DiTTransformer2DModel:
     )
 
 
-def sd3_transformer(seed: int = 0) -> diffusers.SD3Transformer2DModel:
-    """Joint attention; a model outside the classic families."""
-    return _build(
-        lambda: diffusers.SD3Transformer2DModel(
-            sample_size=16,
-            patch_size=2,
-            in_channels=4,
-            num_layers=1,
-            attention_head_dim=4,
-            num_attention_heads=2,
-            joint_attention_dim=TEXT_DIM,
-            caption_projection_dim=8,
-            pooled_projection_dim=8,
-            out_channels=4,
-            pos_embed_max_size=16,
-        ),
-        seed,
-    )
-
-
 # Inputs of one call of a denoiser
 
 

@@ -8,6 +8,7 @@ from ._errors import (
     TokendownError,
     UnsupportedModelError,
 )
+from .adapters.transformers import Adapter, Blocks, register_adapter
 from .attention import attend
 from .config import PatchConfig
 from .grid import Grid
@@ -19,7 +20,9 @@ from .tuned import LayerChoice, TunedPlan
 __version__ = "0.1.0"
 
 __all__ = [
+    "Adapter",
     "BenchError",
+    "Blocks",
     "ConfigError",
     "Grid",
     "GridError",
@@ -34,6 +37,7 @@ __all__ = [
     "apply_patch",
     "attend",
     "is_patched",
+    "register_adapter",
     "remove_patch",
     "select_tokens",
     "summary",

@@ -41,6 +41,12 @@ class PatchConfig:
         start: fraction of the schedule, in [0, 1), at which the patch becomes active.
         stop: fraction of the schedule, in (start, 1], from which it is inactive again.
         controlnet: patch the ControlNets of a pipeline as well.
+        multiplicity: whether a kept key counts as often as it stands for an original token;
+            False is for ablations.
+        references: linear factor for the tokens of reference pictures in one sequence with the
+            picture (FLUX.1 Kontext, Qwen-Image-Edit, FLUX.2), >= 1; 1 keeps them all.
+        temporal_factor: keys of one of so many frames of a video are kept, >= 1, in video
+            transformers whose attention runs over all frames.
 
     Raises:
         ConfigError: a value is out of its range.
@@ -56,6 +62,9 @@ class PatchConfig:
     start: float = 0.0
     stop: float = 1.0
     controlnet: bool = False
+    multiplicity: bool = True
+    references: int = 1
+    temporal_factor: int = 1
 
     def __post_init__(self) -> None:
         _expect(self.preset in get_args(Preset), "preset 'auto' or 'paper'", self.preset)
@@ -75,6 +84,11 @@ class PatchConfig:
             f"start={self.start!r}, stop={self.stop!r}",
         )
         _expect(isinstance(self.controlnet, bool), "controlnet True or False", self.controlnet)
+        _expect(
+            isinstance(self.multiplicity, bool), "multiplicity True or False", self.multiplicity
+        )
+        _expect(_is_int(self.references, 1), "references, a factor >= 1", self.references)
+        _expect(_is_int(self.temporal_factor, 1), "a temporal_factor >= 1", self.temporal_factor)
         if isinstance(self.factor, Mapping):
             _expect(
                 len(self.factor) > 0

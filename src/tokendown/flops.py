@@ -34,3 +34,25 @@ def self_attention_flops(tokens: int, keys: int, channels: int, heads: int, head
         + 2 * keys * per_token  # to_k, to_v
         + attention_flops(tokens, keys, heads, head_dim)
     )
+
+
+def joint_attention_flops(
+    tokens: int, keys: int, projected: int, channels: int, width: int, key_width: int
+) -> int:
+    """Projections of queries, keys and values, and the attention itself, in a joint sequence.
+
+    The output projection is left out: where there is one, a patch does not change it.
+
+    Args:
+        tokens: queries, image tokens and exact ones.
+        keys: kept keys, exact ones included; ``tokens`` where the layer is dense.
+        projected: tokens that go through the key and the value projection.
+        channels: width of the tokens.
+        width: heads times channels a head, of the queries.
+        key_width: the same of keys and values.
+    """
+    return (
+        projection_flops(tokens, channels, width)
+        + 2 * projection_flops(projected, channels, key_width)
+        + attention_flops(tokens, keys, 1, width)
+    )

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from ._errors import ConfigError, UnsupportedModelError
-from .adapters import families, schedule
+from .adapters import families, schedule, transformers
+from .adapters.joint import JointPlan
 from .adapters.plan import Plan
 from .config import Method, PatchConfig, Preset
+from .grid import Grid
 from .tuned import Options, TunedPlan
 
 if TYPE_CHECKING:
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_DENOISERS = ("unet", "transformer")
+_DENOISERS = ("unet", "transformer", "transformer_2")  # Wan 2.2 has two
 
 
 class Patch:
@@ -30,17 +32,18 @@ class Patch:
         models: the patched denoisers.
     """
 
-    def __init__(self, models: list[nn.Module], config: Options, scheduler: Any = None) -> None:
-        self.models = models
+    def __init__(self, parts: list[nn.Module], config: Options, scheduler: Any = None) -> None:
+        self.models = [_unwrap(part) for part in parts]
         self.config = config
+        self._parts = parts  # with the wrappers of torch.compile
         self._scheduler = scheduler
         self._plans: list[Plan] = []
 
     def remove(self) -> None:
         """Restores the models exactly. Does nothing if this patch was removed or replaced."""
-        for model, plan in zip(self.models, self._plans, strict=True):
-            if families.installed_plan(model) is plan:
-                families.uninstall(model)
+        for part, plan in zip(self._parts, self._plans, strict=True):
+            if families.installed_plan(part) is plan:
+                families.uninstall(part)
         if self._scheduler is not None:
             schedule.release(self._scheduler)
 
@@ -55,6 +58,30 @@ class Patch:
             for clock in plan.clocks:
                 clock.set(step, steps)
 
+    def set_grid(self, *grids: tuple[int, int]) -> None:
+        """Tells the size to a transformer that was compiled as a whole before it could be read.
+
+        Needed only where positions come as tensors (the FLUX family), which a compiled model cannot
+        read. A wrong size is noticed on the device, and fails.
+
+        Args:
+            *grids: (height, width) in tokens, of the picture and then of reference pictures. A
+                token of FLUX is 16 x 16 pixels.
+
+        Raises:
+            ConfigError: no grid is given, or none of the models has this need.
+            GridError: a side is smaller than 1.
+        """
+        shapes = tuple((1, grid.height, grid.width) for grid in (Grid(*grid) for grid in grids))
+        joint = [plan for plan in self._plans if isinstance(plan, JointPlan)]
+        if not shapes or not joint:
+            raise ConfigError(
+                "expected at least one (height, width) in tokens, for a transformer; other models "
+                "are read by themselves"
+            )
+        for plan in joint:
+            plan.set_shapes(shapes)
+
     def __enter__(self) -> Self:
         return self
 
@@ -66,8 +93,10 @@ class Patch:
             self._plans.append(families.make_plan(model, self.config))
 
     def _install(self) -> None:
-        for model, plan in zip(self.models, self._plans, strict=True):
+        for part, model, plan in zip(self._parts, self.models, self._plans, strict=True):
             families.install(model, plan)
+            if part is not model and isinstance(plan, JointPlan):
+                transformers.watch(part, model, plan)
             for clock in plan.clocks if self._scheduler is not None else ():
                 schedule.follow(self._scheduler, clock)
             logger.info(
@@ -89,6 +118,9 @@ def apply_patch(
     start: float = 0.0,
     stop: float = 1.0,
     controlnet: bool = False,
+    multiplicity: bool = True,
+    references: int = 1,
+    temporal_factor: int = 1,
 ) -> Patch:
     """Lets self-attention use fewer keys and values, in place. Applying again replaces.
 
@@ -105,6 +137,9 @@ def apply_patch(
         start: fraction of the schedule at which the patch becomes active.
         stop: fraction of the schedule from which it is inactive again.
         controlnet: patch the ControlNets of a pipeline as well.
+        multiplicity: whether a kept key counts as often as it stands for an original token.
+        references: linear factor for reference pictures in the sequence, >= 1.
+        temporal_factor: keys of one of so many frames are kept in video transformers, >= 1.
 
     Returns:
         A handle; ``.remove()`` or leaving a ``with`` block restores the model exactly.
@@ -116,12 +151,15 @@ def apply_patch(
 
     Source: arXiv:2402.13573 for the grid; docs/how-it-works.md for anchors and multiplicities.
     """
-    options = PatchConfig(preset, factor, budget, anchors, method, start, stop, controlnet)
+    options = PatchConfig(
+        preset, factor, budget, anchors, method, start, stop, controlnet,
+        multiplicity=multiplicity, references=references, temporal_factor=temporal_factor,
+    )  # fmt: skip
     if config is not None and options != PatchConfig():
         raise ConfigError(f"expected a PatchConfig or options by name, got both: {options}")
     config = config or options
     controlnet = not isinstance(config, TunedPlan) and config.controlnet
-    patch = Patch(find_denoisers(model, controlnet), config, _scheduler_of(model))
+    patch = Patch(_find_parts(model, controlnet), config, _scheduler_of(model))
     patch._plan()  # raises before anything is touched
     remove_patch(model)
     patch._install()
@@ -137,7 +175,7 @@ def remove_patch(model: Any) -> None:
     Raises:
         UnsupportedModelError: not a pipeline and not a torch module.
     """
-    for module in find_denoisers(model, controlnet=True):
+    for module in _find_parts(model, controlnet=True):
         families.uninstall(module)
     scheduler = _scheduler_of(model)
     if scheduler is not None:
@@ -162,16 +200,21 @@ def find_denoisers(model: Any, controlnet: bool = False) -> list[nn.Module]:
     Raises:
         UnsupportedModelError: neither a torch module nor a pipeline with a denoiser.
     """
+    return [_unwrap(part) for part in _find_parts(model, controlnet)]
+
+
+def _find_parts(model: Any, controlnet: bool) -> list[nn.Module]:
+    """The same with the wrappers on."""
     if isinstance(model, nn.Module):
-        return [_unwrap(model)]
-    found = [_unwrap(part) for name in _DENOISERS if (part := getattr(model, name, None))]
+        return [model]
+    found = [part for name in _DENOISERS if (part := getattr(model, name, None))]
     if not found:
         raise UnsupportedModelError(
             "expected a diffusers pipeline with a unet or a transformer, or such a denoiser; "
             f"got {type(model).__name__}"
         )
     if controlnet and (nets := getattr(model, "controlnet", None)) is not None:
-        found += [_unwrap(net) for net in getattr(nets, "nets", [nets])]
+        found += list(getattr(nets, "nets", [nets]))
     return found
 
 

@@ -7,12 +7,14 @@ from typing import Any
 
 from ._errors import ConfigError
 from .adapters import families, skeleton
+from .adapters.joint import JointLayer, JointPlan
 from .adapters.plan import Layer, Plan
 from .adapters.skeleton import Cost
-from .flops import self_attention_flops
+from .flops import joint_attention_flops, self_attention_flops
 from .patch import find_denoisers
 from .scales import latent_frames, spatial_scale, temporal_scale
 from .select import kept_tokens
+from .sequence import joint_tokens
 from .tuned import Options
 
 
@@ -24,7 +26,7 @@ class LayerSummary:
         name: dotted path in the denoiser.
         grid: (height, width) of its tokens; None where it has none.
         factor: linear; 1 is dense.
-        keys_before: N.
+        keys_before: N, image tokens only.
         keys_after: kept, grid and anchors.
         flops_before: projections and attention, of one denoiser call.
         flops_after: the same when patched, at the steps from ``start`` to ``stop``.
@@ -165,7 +167,7 @@ def summary(
     scale = scale if scale is not None else spatial_scale(model)
     latents = frames and latent_frames(frames, frame_scale or temporal_scale(model))
     denoisers = find_denoisers(model, controlnet=True)
-    families.find_sites(denoisers[0])  # raises where no family matches
+    families.expect_supported(denoisers[0])
     height, width = _size(denoisers[0], height, width, scale)
     installed = {denoiser: families.installed_plan(denoiser) for denoiser in denoisers}
     plans = {  # a ControlNet is shown when it is patched
@@ -206,34 +208,51 @@ def _size(denoiser: Any, height: int | None, width: int | None, scale: int) -> t
 
 
 def _layers(plan: Plan, cost: Cost) -> list[LayerSummary]:
-    rows = [_layer(layer, cost) for layer in plan.layers]
+    rows = [_layer(plan, layer, cost) for layer in plan.layers]
     rows += [
         LayerSummary(name, None, 1, 0, 0, 0, 0, reason) for name, reason in plan.left_alone.items()
     ]
     return rows
 
 
-def _layer(layer: Layer, cost: Cost) -> LayerSummary:
+def _layer(plan: Plan, layer: Layer, cost: Cost) -> LayerSummary:
     rule = layer.rule
-    grid, batch = cost.grids[layer.name], cost.batches[layer.name]
-    factor = layer.factor(grid)
-    keys = grid.tokens if rule is None else kept_tokens(grid, factor, rule.anchors, rule.method)
-    before, after = (
-        batch * self_attention_flops(grid.tokens, kept, layer.channels, layer.heads, layer.head_dim)
-        for kept in (grid.tokens, keys)
-    )
+    seen = cost.layers[layer.name]
+    factor = layer.factor(seen.grid)
+    if isinstance(layer, JointLayer) and isinstance(cost.plan, JointPlan):
+        assert isinstance(plan, JointPlan)
+        boxes = plan.boxes(layer, shapes=cost.plan.shapes)
+        image, keys = joint_tokens(boxes, rule.anchors if rule else 0)
+        before, after = (
+            seen.batch * _joint_flops(layer, seen.tokens, seen.tokens - image + kept)
+            for kept in (image, keys)
+        )
+    else:
+        image = seen.grid.tokens
+        keys = image if rule is None else kept_tokens(seen.grid, factor, rule.anchors, rule.method)
+        before, after = (
+            seen.batch
+            * self_attention_flops(image, kept, layer.channels, layer.heads, layer.head_dim)
+            for kept in (image, keys)
+        )
     note = layer.reason or ("" if factor > 1 else str(rule or ""))
     return LayerSummary(
         layer.name,
-        (grid.height, grid.width),
+        (seen.grid.height, seen.grid.width),
         factor,
-        grid.tokens,
+        image,
         keys,
         before,
         after,
         note,
         *(rule.window if rule else (0.0, 1.0)),
     )
+
+
+def _joint_flops(layer: JointLayer, tokens: int, keys: int) -> int:
+    projected = keys if layer.selects_first else tokens
+    width = layer.heads * layer.head_dim
+    return joint_attention_flops(tokens, keys, projected, layer.channels, width, layer.key_width)
 
 
 def _row(layer: LayerSummary) -> tuple[str, ...]:

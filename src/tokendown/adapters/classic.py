@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from .._errors import GridError
 from ..attention import fold_bias, vector_norm
-from ..grid import Grid
 from ..select import Selection, select
 from .intercept import ForwardIntercept
 from .plan import Layer, Plan
@@ -48,24 +47,30 @@ class GridReader:
             # Written before it is read, at every pass: a compiled graph then has no guard on it.
             layer.height, layer.width = height, width
         if not torch.compiler.is_compiling():
-            self._say_if_unchanged(Grid(height, width))
+            say_if_unchanged(self.plan, self.layers)
 
-    def _say_if_unchanged(self, grid: Grid) -> None:
-        """Once a size: the finest patched grid is small enough, so the others are too."""
-        patched = self.plan.patched
-        coarser = [layer for layer in patched if layer.rule and layer.rule.fixed != 1]
-        finest = min((layer.downsample for layer in coarser or patched), default=0)
-        rules = [layer.rule for layer in self.layers if layer.rule and layer.downsample == finest]
-        if not rules or rules[0].factor(grid) > 1 or grid in self.plan.said_unchanged:
-            return
-        self.plan.said_unchanged.add(grid)
-        logger.info(
-            "the patch changes nothing at this size: the finest patched grid is %s, %d tokens, and "
-            "the rule is %s",
-            grid,
-            grid.tokens,
-            rules[0],
-        )
+
+def say_if_unchanged(plan: Plan, layers: list[Layer]) -> None:
+    """Once a size: the finest patched grid is small enough, so the others are too.
+
+    Args:
+        plan: of the denoiser.
+        layers: on one grid, which was just read.
+    """
+    coarser = [layer for layer in plan.patched if layer.rule and layer.rule.fixed != 1]
+    finest = min((layer.downsample for layer in coarser or plan.patched), default=0)
+    rules = [layer.rule for layer in layers if layer.rule and layer.downsample == finest]
+    grid = layers[0].grid if layers else None
+    if grid is None or not rules or rules[0].factor(grid) > 1 or grid in plan.said_unchanged:
+        return
+    plan.said_unchanged.add(grid)
+    logger.info(
+        "the patch changes nothing at this size: the finest patched grid is %s, %d tokens, and "
+        "the rule is %s",
+        grid,
+        grid.tokens,
+        rules[0],
+    )
 
 
 class NormReader:
@@ -139,7 +144,8 @@ class FewerKeys(ForwardIntercept):
         self, hidden_states: Tensor, selection: Selection, mask: Tensor | None, **kwargs: Any
     ) -> Tensor:
         kept = selection.take(hidden_states)
-        bias = selection.bias(hidden_states)
+        assert self.layer.rule is not None, "installed on layers with a rule only"
+        bias = selection.bias(hidden_states) if self.layer.rule.multiplicity else None
         if mask is None and _takes_chosen_backend(self.owner):
             return _attend_on_chosen_backend(self.owner, hidden_states, kept, bias)
         if mask is not None:

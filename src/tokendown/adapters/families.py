@@ -15,9 +15,12 @@ from torch import nn
 from .._errors import UnsupportedModelError
 from ..config import PatchConfig
 from ..tuned import Options
+from . import transformers
 from .classic import FewerKeys, GridReader, NormReader, why_dense
 from .intercept import intercepts
+from .joint import JointKeys, JointPlan
 from .plan import Layer, Plan, assign_rules
+from .refused import refusal
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,9 @@ def _patch_transformer_sites(model: Any) -> Iterator[Site]:
     yield Site(model.pos_embed, blocks, 1, model.config.patch_size)
 
 
+_KEYS = (FewerKeys, JointKeys)
+_READERS = (GridReader, NormReader, transformers.ShapeReader)
+
 FAMILIES: dict[str, Callable[[Any], Iterator[Site]]] = {
     "UNet2DConditionModel": _unet_sites,
     "UNetMotionModel": _unet_sites,
@@ -83,7 +89,7 @@ FAMILIES: dict[str, Callable[[Any], Iterator[Site]]] = {
 
 
 def find_sites(model: nn.Module) -> list[Site]:
-    """Every place of the model where a map becomes tokens.
+    """Every place of a classic model where a map becomes tokens.
 
     Raises:
         UnsupportedModelError: no family matches.
@@ -91,9 +97,27 @@ def find_sites(model: nn.Module) -> list[Site]:
     for base in type(model).__mro__:
         if base.__name__ in FAMILIES:
             return list(FAMILIES[base.__name__](model))
-    raise UnsupportedModelError(
-        f"expected a pipeline or a denoiser with one of the classes {', '.join(FAMILIES)}; "
-        f"got {type(model).__name__}"
+    raise _unsupported(model)
+
+
+def expect_supported(model: nn.Module) -> None:
+    """Does nothing for a model that can be patched.
+
+    Raises:
+        UnsupportedModelError: no family matches; the message says why, where that is known.
+    """
+    if transformers.find_adapter(model) is None:
+        find_sites(model)
+
+
+def _unsupported(model: nn.Module) -> UnsupportedModelError:
+    reason = refusal(type(model).__name__)
+    if reason is not None:
+        return UnsupportedModelError(f"{type(model).__name__} cannot be patched: {reason}")
+    known = ", ".join([*FAMILIES, *transformers.ADAPTERS])
+    return UnsupportedModelError(
+        f"expected a pipeline or a denoiser with one of the classes {known}; "
+        f"got {type(model).__name__}; tokendown.register_adapter adds a transformer"
     )
 
 
@@ -104,11 +128,22 @@ def make_plan(model: nn.Module, config: Options | None) -> Plan:
         UnsupportedModelError: no family matches, or the plan is for another architecture.
         NothingPatchedError: no layer matches the config.
     """
+    adapter = transformers.find_adapter(model)
+    if adapter is not None:
+        plan: Plan = transformers.make_plan(model, adapter, config)
+    else:
+        plan = _classic_plan(model, config)
+    taken = {layer.name for layer in plan.layers}
+    plan.left_alone = _other_self_attention(model, taken)
+    if config is not None:
+        assign_rules(plan, [base.__name__ for base in type(model).__mro__])
+    return plan
+
+
+def _classic_plan(model: nn.Module, config: Options | None) -> Plan:
     plan = Plan(config or PatchConfig(), [])
-    taken: set[str] = set()
     for site in find_sites(model):
         for name, _, attention in self_attention(site):
-            taken.add(name)
             plan.layers.append(
                 Layer(
                     name,
@@ -119,14 +154,14 @@ def make_plan(model: nn.Module, config: Options | None) -> Plan:
                     reason=_never(attention) or why_dense(attention) or "",
                 )
             )
-    plan.left_alone = _other_self_attention(model, taken)
-    if config is not None:
-        assign_rules(plan, [base.__name__ for base in type(model).__mro__])
     return plan
 
 
 def install(model: nn.Module, plan: Plan) -> None:
     """Puts a plan to work on the denoiser it was made for."""
+    if isinstance(plan, JointPlan):
+        transformers.install(model, plan)
+        return
     layers = {layer.name: layer for layer in plan.layers}
     for site in find_sites(model):
         attentions = [(layers[name], norm, module) for name, norm, module in self_attention(site)]
@@ -145,10 +180,10 @@ def uninstall(model: nn.Module) -> None:
     for module in model.modules():
         for item in intercepts(module):
             item.remove()
-            for clock in item.plan.clocks if isinstance(item, FewerKeys) else ():
+            for clock in item.plan.clocks if isinstance(item, _KEYS) else ():
                 clock.detached = True
         hooks = module._forward_pre_hooks.items()
-        for key in [key for key, hook in hooks if isinstance(hook, (GridReader, NormReader))]:
+        for key in [key for key, hook in hooks if isinstance(hook, _READERS)]:
             del module._forward_pre_hooks[key]
             module._forward_pre_hooks_with_kwargs.pop(key, None)
 
@@ -157,7 +192,7 @@ def installed_plan(model: nn.Module) -> Plan | None:
     """The plan that is at work on a denoiser, or None."""
     for module in model.modules():
         for item in intercepts(module):
-            if isinstance(item, FewerKeys):
+            if isinstance(item, _KEYS):
                 return item.plan
     return None
 
@@ -181,8 +216,11 @@ def _never(attention: Any) -> str | None:
 def _other_self_attention(model: nn.Module, taken: set[str]) -> dict[str, str]:
     """Name to reason, for the self-attention that sees no image grid of its own."""
     found: dict[str, str] = {}
+    blocks = {name.rpartition(".")[0] for name in taken}
     for name, module in model.named_modules():
         if not hasattr(module, "to_q") or name in taken:
+            continue
+        if name.rpartition(".")[0] in blocks:  # cross-attention beside it
             continue
         if getattr(module, "is_cross_attention", False):
             continue

@@ -51,7 +51,7 @@ class Intercept:
 
     def remove(self) -> None:
         """Takes this object out, also from under what others have wrapped around it since."""
-        for holder, attribute in _holders(self.owner, self.method):
+        for holder, attribute in holders(self.owner, self.method):
             if _behind(getattr(holder, attribute, None)) is not self:
                 continue
             if holder is self.owner and attribute == self.method and self.earlier is None:
@@ -82,7 +82,7 @@ class ForwardIntercept(Intercept, nn.Module):
 def intercepts(owner: Any) -> list[Intercept]:
     """The tokendown objects that stand in for methods of ``owner``, wrapped or not."""
     held = [_behind(value) for value in owner.__dict__.values()]
-    held += [_behind(getattr(holder, name, None)) for holder, name in _holders(owner, "forward")]
+    held += [_behind(getattr(holder, name, None)) for holder, name in holders(owner, "forward")]
     return list({id(item): item for item in held if item is not None}.values())
 
 
@@ -96,7 +96,7 @@ def _behind(value: object) -> Intercept | None:
     return target if isinstance(target, Intercept) else None
 
 
-def _holders(owner: Any, method: str) -> list[tuple[Any, str]]:
+def holders(owner: Any, method: str) -> list[tuple[Any, str]]:
     """Where a stand-in can be: in place, or where accelerate and diffusers keep what they wrap."""
     registry = getattr(owner, "_diffusers_hook", None)
     references = [] if registry is None else registry._fn_refs

@@ -83,6 +83,9 @@ class Rule:
         anchors: kept besides the grid.
         method: of taking the grid.
         window: fractions of the schedule between which the layer is coarse.
+        multiplicity: whether a kept key counts as often as it stands for a token.
+        references: linear factor of reference pictures in the same sequence.
+        temporal: one of so many frames is kept, where attention runs over all of them.
     """
 
     fixed: int | None = None
@@ -90,6 +93,9 @@ class Rule:
     anchors: int = 0
     method: Method = "nearest"
     window: tuple[float, float] = (0.0, 1.0)
+    multiplicity: bool = True
+    references: int = 1
+    temporal: int = 1
 
     def __str__(self) -> str:
         return f"at most {self.budget} keys" if self.fixed is None else f"factor {self.fixed}"
@@ -223,7 +229,10 @@ def _wanted(config: PatchConfig, found: dict[int, int]) -> dict[int, Rule]:
     """Level to rule."""
     assert config.budget is not None, "PatchConfig fills it in"
     assert config.anchors is not None, "PatchConfig fills it in"
-    rule = Rule(None, config.budget, config.anchors, config.method, (config.start, config.stop))
+    rule = Rule(
+        None, config.budget, config.anchors, config.method, (config.start, config.stop),
+        config.multiplicity, config.references, config.temporal_factor,
+    )  # fmt: skip
     if isinstance(config.factor, int):
         return {min(found): replace(rule, fixed=config.factor)}
     if config.factor is not None:

@@ -11,7 +11,9 @@ from torch import nn
 
 from ..grid import Grid
 from .families import install, make_plan
-from .inputs import denoiser_inputs
+from .inputs import denoiser_inputs, token_shapes
+from .joint import JointPlan
+from .plan import Plan
 
 
 def on_meta(model: Any) -> nn.Module:
@@ -28,18 +30,33 @@ def build_on_meta(kind: Any, config: Any) -> nn.Module:
 
 
 @dataclass(frozen=True)
+class Seen:
+    """What one self-attention layer is given.
+
+    Attributes:
+        grid: (height, width) of its tokens, of a frame.
+        batch: images times frames, or images where attention runs over all frames.
+        tokens: of the whole sequence, exact ones included.
+    """
+
+    grid: Grid
+    batch: int
+    tokens: int
+
+
+@dataclass(frozen=True)
 class Cost:
     """One dense call of a denoiser.
 
     Attributes:
         flops: of the whole call.
-        grids: of each self-attention layer, by name.
-        batches: of each self-attention layer, by name; images times frames.
+        layers: each self-attention layer, by name.
+        plan: with the token grids of this call.
     """
 
     flops: int
-    grids: dict[str, Grid]
-    batches: dict[str, int]
+    layers: dict[str, Seen]
+    plan: Plan
 
 
 def measure(model: Any, height: int, width: int, batch: int, frames: int | None = None) -> Cost:
@@ -60,16 +77,27 @@ def measure(model: Any, height: int, width: int, batch: int, frames: int | None 
     skeleton = on_meta(model)
     inputs = denoiser_inputs(skeleton, height, width, batch=batch, device="meta", frames=frames)
     plan = make_plan(skeleton, None)
+    if isinstance(plan, JointPlan):
+        plan.set_shapes(token_shapes(skeleton, height, width) or ())
     install(skeleton, plan)
-    batches: dict[str, int] = {}
+    sizes: dict[str, tuple[int, int]] = {}
     for layer in plan.layers:
-        note = partial(_note_batch, batches, layer.name)
-        skeleton.get_submodule(layer.name).register_forward_pre_hook(note)
+        note = partial(_note_size, sizes, layer.name)
+        skeleton.get_submodule(layer.name).register_forward_pre_hook(note, with_kwargs=True)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         skeleton(**inputs)
-    grids = {layer.name: layer.grid for layer in plan.layers}
-    return Cost(counter.get_total_flops(), grids, batches)
+    layers = {layer.name: Seen(layer.grid, *sizes[layer.name]) for layer in plan.layers}
+    return Cost(counter.get_total_flops(), layers, plan)
 
 
-def _note_batch(batches: dict[str, int], name: str, _: nn.Module, args: tuple[Any, ...]) -> None:
-    batches[name] = args[0].shape[0]
+def _note_size(
+    sizes: dict[str, tuple[int, int]],
+    name: str,
+    _: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> None:
+    """Batch, and tokens of the sequence: those of a text of its own come on top."""
+    hidden = args[0] if args else kwargs["hidden_states"]
+    text = kwargs.get("encoder_hidden_states", args[1] if len(args) > 1 else None)
+    sizes[name] = (hidden.shape[0], hidden.shape[1] + (0 if text is None else text.shape[1]))

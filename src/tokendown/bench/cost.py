@@ -24,12 +24,14 @@ def predicted_flops(method: Method, scene: Scene, inputs: dict[str, Any]) -> int
     cost, saved = scene.cost, 0
     for layer in scene.layers:
         if layer.name in method.keys:
-            tokens, keys = cost.grids[layer.name].tokens, method.keys[layer.name]
+            seen, keys = cost.layers[layer.name], method.keys[layer.name]
             before, after = (
-                self_attention_flops(tokens, count, layer.channels, layer.heads, layer.head_dim)
-                for count in (tokens, keys)
+                self_attention_flops(
+                    seen.tokens, count, layer.channels, layer.heads, layer.head_dim
+                )
+                for count in (seen.tokens, keys)
             )
-            saved += cost.batches[layer.name] * (before - (after if keys else 0))
+            saved += seen.batch * (before - (after if keys else 0))
     return cost.flops - saved
 
 

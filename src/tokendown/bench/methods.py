@@ -15,9 +15,11 @@ from torch import nn
 
 from .._errors import BenchError, ConfigError, NothingPatchedError
 from ..adapters import families
+from ..adapters.joint import JointPlan
 from ..adapters.plan import Layer
 from ..adapters.skeleton import Cost, measure
 from ..config import PAPER_BUDGET, PatchConfig
+from ..grid import Grid
 from ..patch import apply_patch
 from ..select import kept_tokens
 
@@ -84,9 +86,18 @@ class Scene:
         return [layer.name for layer in self.layers if layer.downsample == self.level]
 
     @property
+    def joint(self) -> bool:
+        """Whether other tokens are in the same sequence, or positions rotated."""
+        return isinstance(self.cost.plan, JointPlan)
+
+    def grid(self, name: str) -> Grid:
+        """Of a layer."""
+        return self.cost.layers[name].grid
+
+    @property
     def factor(self) -> int:
         """Of the methods that coarsen the finest level only: the paper's, and 2 at least."""
-        return max(2, self.cost.grids[self.finest[0]].factor_for(PAPER_BUDGET))
+        return max(2, self.grid(self.finest[0]).factor_for(PAPER_BUDGET))
 
 
 def check_name(name: str) -> str:
@@ -119,6 +130,8 @@ def make_method(name: str, scene: Scene) -> Method:
         return Method(DENSE, "every key", lambda _: contextlib.nullcontext(), {})
     if name in ("paper", "auto"):
         return _patched(name, PatchConfig(preset=name), scene)  # type: ignore[arg-type]
+    if name == "bound" and scene.joint:
+        raise Useless("written for sequences of image tokens alone")
     if name == "bound":
         names = [layer.name for layer in scene.layers]
         removed = partial(_without, names=names)
@@ -153,7 +166,7 @@ def _patched(name: str, config: PatchConfig, scene: Scene) -> Method:
         plan = families.make_plan(scene.model, config)
     except NothingPatchedError as error:
         raise Useless(str(error)) from error
-    grids = {layer: scene.cost.grids[layer.name] for layer in plan.patched}
+    grids = {layer: scene.grid(layer.name) for layer in plan.patched}
     factors = {layer.downsample: layer.factor(grid) for layer, grid in grids.items()}
     coarser = {level: factor for level, factor in sorted(factors.items()) if factor > 1}
     if not coarser:
@@ -166,7 +179,9 @@ def _patched(name: str, config: PatchConfig, scene: Scene) -> Method:
         layer.name: kept_tokens(grid, layer.factor(grid), anchors, config.method)
         for layer, grid in grids.items()
     }
-    return Method(name, detail, lambda model: apply_patch(model, config), keys)
+    return Method(
+        name, detail, lambda model: apply_patch(model, config), None if scene.joint else keys
+    )
 
 
 # By hand
@@ -175,15 +190,17 @@ def _patched(name: str, config: PatchConfig, scene: Scene) -> Method:
 def _by_hand(name: str, scene: Scene) -> Method:
     from .processors import Interpolated, Strided
 
+    if scene.joint:
+        raise Useless("written for sequences of image tokens alone")
     factor = scene.factor
     processors = {
-        layer: Strided(scene.cost.grids[layer], factor)
+        layer: Strided(scene.grid(layer), factor)
         if name == "minimal"
-        else Interpolated(scene.cost.grids[layer], factor, name)
+        else Interpolated(scene.grid(layer), factor, name)
         for layer in scene.finest
     }
     detail = f"factor {factor} at downsampling {scene.level}, hand-written"
-    keys = {layer: scene.cost.grids[layer].coarse(factor).tokens for layer in scene.finest}
+    keys = {layer: scene.grid(layer).coarse(factor).tokens for layer in scene.finest}
     return Method(name, detail, partial(_with_processors, processors=processors), keys)
 
 

@@ -1,0 +1,193 @@
+"""Where a transformer says how its image tokens are laid out: (frames, height, width) in tokens.
+
+Never guessed from a number of tokens: 64 x 36 and 36 x 64 are equally many.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._errors import GridError
+
+Shapes = tuple[tuple[int, int, int], ...]
+# From the configuration of a model and the arguments of its forward by name.
+GridSource = Callable[[Any, Mapping[str, Any]], Shapes]
+
+
+class LatentGrid:
+    """A latent [..., height, width] that the model cuts into patches.
+
+    Args:
+        argument: of the model's forward.
+        frames: dimension of the frames, counted from the end (-3, or -4 where channels lie
+            between), or None for pictures. Without effect where a latent has no frames.
+        patch: name of the patch size in the model's configuration: a number a side,
+            (height, width), or (frames, height, width).
+        temporal: name of the patch size in time, where that is separate.
+    """
+
+    def __init__(
+        self,
+        argument: str = "hidden_states",
+        frames: int | None = None,
+        patch: str = "patch_size",
+        temporal: str | None = None,
+    ) -> None:
+        self.argument, self.frames, self.patch, self.temporal = argument, frames, patch, temporal
+
+    def __call__(self, config: Any, arguments: Mapping[str, Any]) -> Shapes:
+        shape = arguments[self.argument].shape
+        patch = getattr(config, self.patch)
+        if isinstance(patch, int):
+            in_time = getattr(config, self.temporal) if self.temporal else 1
+            patch = (in_time or 1, patch, patch)
+        patch = (1, *patch)[-3:]
+        frames = 1 if self.frames is None or len(shape) < 5 else shape[self.frames]
+        # A last frame that does not fill a patch is padded by the model (CogVideoX 1.5).
+        return ((-(-frames // patch[0]), shape[-2] // patch[1], shape[-1] // patch[2]),)
+
+
+class ShapeGrid:
+    """(frames, height, width) of every picture in tokens, one list an image of the batch.
+
+    Args:
+        argument: of the model's forward.
+    """
+
+    def __init__(self, argument: str = "img_shapes") -> None:
+        self.argument = argument
+
+    def __call__(self, config: Any, arguments: Mapping[str, Any]) -> Shapes:
+        images = [_as_list(image) for image in arguments[self.argument]]
+        if any(image != images[0] for image in images):
+            raise GridError(f"expected one layout for the whole batch, got {images}")
+        return tuple((int(f), int(h), int(w)) for f, h, w in images[0])
+
+
+def _as_list(image: Any) -> list[tuple[int, ...]]:
+    """One picture may stand without a list around it."""
+    return [tuple(image)] if isinstance(image[0], int) else [tuple(shape) for shape in image]
+
+
+class NumberGrid:
+    """Frames, height and width as arguments of the forward, in tokens.
+
+    Args:
+        arguments: their names.
+    """
+
+    def __init__(self, arguments: tuple[str, str, str] = ("num_frames", "height", "width")) -> None:
+        self.arguments = arguments
+
+    def __call__(self, config: Any, arguments: Mapping[str, Any]) -> Shapes:
+        frames, height, width = (arguments[name] for name in self.arguments)
+        return ((frames, height, width),)
+
+
+class ListGrid:
+    """Z-Image: a list of latents [channels, frames, height, width], one an image of the batch."""
+
+    def __call__(self, config: Any, arguments: Mapping[str, Any]) -> Shapes:
+        latents = arguments["x"]
+        if not isinstance(latents[0], Tensor) or any(x.shape != latents[0].shape for x in latents):
+            raise GridError(
+                "expected one latent of one size for every image of the batch; several pictures "
+                "an image (omni mode) and several sizes in one batch are not supported"
+            )
+        patch, in_time = arguments.get("patch_size", 2), arguments.get("f_patch_size", 1)
+        _, frames, height, width = latents[0].shape
+        return ((frames // in_time, height // patch, width // patch),)
+
+
+class CaptionedGrid(LatentGrid):
+    """Lumina 2: captions come first, each as long as it is, so that images start anywhere.
+
+    The model reads the lengths of the captions at every call itself.
+    """
+
+    def __call__(self, config: Any, arguments: Mapping[str, Any]) -> Shapes:
+        lengths = arguments["encoder_attention_mask"].sum(dim=1).tolist()
+        if any(length != lengths[0] for length in lengths):
+            raise GridError(
+                f"expected captions of one length in a batch, got {lengths} tokens: the image "
+                "tokens would start at different places; call the transformer once a caption, as "
+                "diffusers' pipeline does for one prompt"
+            )
+        return super().__call__(config, arguments)
+
+
+class IdGrid:
+    """Positions of every token, [tokens, axes] or [batch, tokens, axes].
+
+    Axis 0 tells pictures apart, axes 1 and 2 are row and column. Values have to be read, which
+    stalls a GPU, and which a compiled model cannot do.
+
+    Args:
+        argument: of the model's forward.
+    """
+
+    def __init__(self, argument: str = "img_ids") -> None:
+        self.argument = argument
+
+    def read(self, ids: Tensor) -> Shapes:
+        """The pictures, in their order.
+
+        Raises:
+            GridError: a picture is not a row-major grid, or the batch has several layouts.
+        """
+        values = ids.detach().cpu()
+        if values.ndim == 3:
+            if not bool((values == values[:1]).all()):
+                raise GridError(f"expected one layout for the whole batch in {self.argument}")
+            values = values[0]
+        starts = [0, *_changes(values[:, 0])]
+        shapes = []
+        for start, end in zip(starts, [*starts[1:], len(values)], strict=True):
+            rows = values[start:end, 1]
+            width = next(iter(_changes(rows)), len(rows))
+            shapes.append((1, len(rows) // width, width))
+        tokens = sum(height * width for _, height, width in shapes)
+        if tokens != len(values) or not bool(_fits(values, tuple(shapes))):
+            raise GridError(f"the positions in {self.argument} are not those of row-major grids")
+        return tuple(shapes)
+
+    def check(self, ids: Tensor, shapes: Shapes) -> None:
+        """Fails on the device, without reading anything, where the pictures are others."""
+        ids = ids[0] if ids.ndim == 3 else ids
+        tokens = sum(frames * height * width for frames, height, width in shapes)
+        if ids.shape[0] != tokens:
+            raise GridError(
+                f"the grid is {shapes}, {tokens} tokens, but {self.argument} has {ids.shape[0]}: "
+                "call patch.set_grid((height, width)) with the new size in tokens"
+            )
+        torch._assert_async(
+            _fits(ids, shapes),
+            "the positions have another grid than the one that is known, and a compiled model "
+            "cannot read it: call patch.set_grid((height, width)) with the new size in tokens",
+        )
+
+
+def _changes(values: Tensor) -> list[int]:
+    """Where a value differs from the one before."""
+    return [int(index) + 1 for index in (values[1:] != values[:-1]).nonzero()]
+
+
+def _fits(ids: Tensor, shapes: Shapes) -> Tensor:
+    """Whether rows are constant along a row, and all rows have the same columns; a boolean.
+
+    Compares positions with each other only: large ones are rounded in bfloat16. The number of
+    tokens has to be that of the shapes.
+    """
+    fits, start = ids.new_ones((), dtype=torch.bool), 0
+    for frames, height, width in shapes:
+        part = ids[start : start + frames * height * width].unflatten(0, (frames * height, width))
+        fits = (
+            fits & (part[..., 1] == part[:, :1, 1]).all() & (part[..., 2] == part[:1, :, 2]).all()
+        )
+        fits = fits & (part[..., 0] == part[:1, :1, 0]).all()
+        start += frames * height * width
+    return fits

@@ -1,0 +1,280 @@
+"""Self-attention inside a processor that joins image tokens with text, or rotates positions.
+
+Image tokens are selected before the key and value projections, whatever these are at the moment
+(LoRA, quantised): the processor is run on a view of its attention module in which both projections
+see the kept tokens only. Where positions are rotated, the kept keys go back to their own places
+between zeros, are rotated there by the host, and are taken out again at the attention call.
+"""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from types import MethodType
+from typing import Any
+
+from torch import Tensor, nn
+
+from .._errors import GridError, UnsupportedModelError
+from ..grid import Grid
+from ..sequence import Box, Sequence, choose_anchors
+from .classic import why_dense
+from .dispatch import Call, current
+from .intercept import ForwardIntercept, holders, intercepts
+from .plan import Layer, Plan, Rule
+from .rebind import rebound
+
+Shape = tuple[int, int, int]
+
+
+@dataclass(eq=False)
+class JointLayer(Layer):
+    """One self-attention layer of a transformer.
+
+    Args:
+        text_first: whether exact tokens come before the image tokens in the joint sequence.
+        rotary: name of the argument with the rotary positions, or None.
+        selects_first: whether keys and values have projections of their own.
+        key_width: channels of the key projection.
+    """
+
+    text_first: bool = False
+    rotary: str | None = None
+    selects_first: bool = True
+    key_width: int = 0
+
+
+@dataclass(eq=False)
+class JointPlan(Plan):
+    """A plan, and the token boxes of the latest forward pass.
+
+    Args:
+        shapes: (frames, height, width) in tokens, of the picture or video, then of references.
+    """
+
+    shapes: tuple[Shape, ...] = ()
+
+    def set_shapes(self, shapes: tuple[Shape, ...]) -> None:
+        self.shapes = shapes
+        for layer in self.layers if shapes else ():
+            _, layer.height, layer.width = shapes[0]
+
+    def boxes(
+        self, layer: Layer, ranks: int = 1, shapes: tuple[Shape, ...] | None = None
+    ) -> tuple[Box, ...]:
+        """What one of ``ranks`` sees under context parallelism, and how coarsely it is kept."""
+        (frames, height, width), *others = self.shapes if shapes is None else shapes
+        rule = layer.rule or Rule(fixed=1)
+        factor, temporal = rule.factor(Grid(height, width)), min(rule.temporal, frames)
+        main = _shard(Box(frames, height, width, factor, temporal), ranks)
+        return (main, *(_shard(Box(*shape, rule.references), ranks) for shape in others))
+
+
+def _shard(box: Box, ranks: int) -> Box:
+    """An equal part of the rows of all frames.
+
+    Raises:
+        GridError: the parts are not equal, or one does not start where a cell starts.
+    """
+    if ranks == 1:
+        return box
+    rows, rest = divmod(box.frames * box.height, ranks)
+    if rest == 0 and rows % box.height == 0 and (rows // box.height) % box.temporal == 0:
+        return Box(rows // box.height, box.height, box.width, box.factor, box.temporal)
+    if rest == rows % box.factor == box.height % box.factor == 0 and box.temporal == 1:
+        # Where frames are whole cells high, kept rows are equally far apart across frames too.
+        return Box(1, rows, box.width, box.factor)
+    step = ranks * box.factor
+    raise GridError(
+        f"{ranks} ranks cannot share {box.frames} x {box.height} rows of tokens at factor "
+        f"{box.factor}: every part has to start on a multiple of {box.factor} rows; use a height "
+        f"of a multiple of {step} tokens, for example {-(-box.height // step) * step}"
+    )
+
+
+class View:
+    """An attention module as its processor sees it: two projections of kept tokens only.
+
+    Args:
+        owner: the module; everything else is its own, as it is at that moment.
+        sequence: the joint sequence of keys.
+        rotated: whether kept keys have to be at their own places, between zeros.
+    """
+
+    fused_projections = False  # the separate projections are still there
+
+    def __init__(self, owner: Any, sequence: Sequence, rotated: bool) -> None:
+        self.owner = owner
+        self.sequence = sequence
+        self.rotated = rotated
+        self.seen: Tensor | None = None
+        self.kept: Tensor | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.owner, name)
+
+    def to_k(self, x: Tensor) -> Tensor:
+        key: Tensor = self.owner.to_k(self._take(x))
+        return self._part(x).put(key) if self.rotated else key
+
+    def to_v(self, x: Tensor) -> Tensor:
+        return self.owner.to_v(self._take(x))  # type: ignore[no-any-return]
+
+    def _take(self, x: Tensor) -> Tensor:
+        if self.seen is not x:
+            self.seen, self.kept = x, self._part(x).take(x, 1)
+        assert self.kept is not None
+        return self.kept
+
+    def _part(self, x: Tensor) -> Sequence:
+        """The image tokens alone, or the joint sequence where that is projected."""
+        if x.shape[1] == self.sequence.tokens:
+            return self.sequence
+        return self.sequence.image_only()
+
+
+class JointKeys(ForwardIntercept):
+    """Stands in for the forward of an attention module; innermost, under what others put there.
+
+    Args:
+        owner: a diffusers attention module.
+        plan: of the denoiser.
+        layer: this one.
+    """
+
+    def __init__(self, owner: nn.Module, plan: JointPlan, layer: JointLayer) -> None:
+        super().__init__(owner)
+        self.earlier = None
+        self.plan = plan
+        self.layer = layer
+        self.names = tuple(inspect.signature(self.function).parameters)[1:]
+        self.bind(type(owner.processor))
+
+    def bind(self, kind: type) -> None:
+        """Gets ready for a class of processors."""
+        self.kind = kind
+        self.process = rebound(kind)
+        parameters = inspect.signature(self.process).parameters.values()
+        open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
+        self.accepted = None if open_ended else tuple(p.name for p in parameters)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "process"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self.process = rebound(self.kind)
+
+    def install(self) -> None:
+        place = _place(self.owner)
+        assert place is not None, "check() comes first"
+        setattr(*place, self.stand_in())
+
+    def run(self, *args: Any, **kwargs: Any) -> Any:
+        """What the forward of the attention module takes and returns."""
+        scores, self.layer.scores = self.layer.scores, None
+        sequence = None
+        named = {**dict(zip(self.names, args, strict=False)), **kwargs}
+        if self.layer.active and why_dense(self.owner) is None:
+            sequence = self._sequence(named, scores)
+        if sequence is None:
+            return MethodType(self.function, self.owner)(*args, **kwargs)
+        return self._attend(named, sequence)
+
+    def _sequence(self, named: dict[str, Any], scores: Tensor | None) -> Sequence | None:
+        """What is kept, or None where that is everything."""
+        layer, plan, rule = self.layer, self.plan, self.layer.rule
+        assert rule is not None, "installed on layers with a rule only"
+        if not plan.shapes:
+            raise GridError(
+                f"{layer.name}: no token grid is known; it is read when the whole denoiser runs, "
+                "so call the denoiser, not this layer"
+            )
+        ranks = _ranks(self.owner.processor)
+        boxes = plan.boxes(layer, ranks)
+        if all(box.kept == box.tokens for box in boxes):
+            return None
+        image = Sequence(boxes).tokens
+        text = named.get("encoder_hidden_states")
+        if text is named["hidden_states"]:  # Lumina 2 says so where it means itself
+            text = None
+        total = named["hidden_states"].shape[1] + (0 if text is None else text.shape[1])
+        exact = total - image
+        if exact < 0:
+            raise GridError(
+                f"{layer.name}: expected at least {image} tokens for {_describe(boxes)}, "
+                f"got {total}"
+            )
+        before, after = (exact, 0) if layer.text_first else (0, exact)
+        anchors = None
+        if scores is not None and rule.anchors:
+            first = before if scores.shape[1] == total else 0
+            own = scores.narrow(1, first, boxes[0].tokens)
+            anchors = choose_anchors(own, boxes[0], -(-rule.anchors // ranks))
+        return Sequence(boxes, before, after, anchors)
+
+    def _attend(self, named: dict[str, Any], sequence: Sequence) -> Any:
+        processor = self.owner.processor
+        if type(processor) is not self.kind:
+            self.bind(type(processor))
+        if self.accepted is not None:
+            named = {name: value for name, value in named.items() if name in self.accepted}
+        rotated = self.layer.rotary is not None and named.get(self.layer.rotary) is not None
+        view = View(self.owner, sequence, rotated)
+        assert self.layer.rule is not None, "installed on layers with a rule only"
+        call = Call(sequence, self.layer.rule.multiplicity)
+        outer = current.call
+        current.call = call
+        try:
+            result = self.process(processor, view, **named)
+        finally:
+            current.call = outer
+        if not call.done:
+            raise UnsupportedModelError(
+                f"{self.layer.name}: {self.kind.__name__} made no attention call over the "
+                f"{sequence.tokens} tokens of its sequence, so tokendown cannot work with it; "
+                "remove_patch(model), or set one of diffusers' own processors"
+            )
+        return result
+
+
+def check(name: str, attention: Any) -> None:
+    """Whether a patch can go in here.
+
+    Args:
+        name: of the module, for the message.
+        attention: a diffusers attention module.
+
+    Raises:
+        UnsupportedModelError: its processor or its forward is out of reach.
+    """
+    rebound(type(attention.processor))
+    if _place(attention) is None and not any(
+        isinstance(item, JointKeys) for item in intercepts(attention)
+    ):
+        raise UnsupportedModelError(
+            f"{name}: its forward was replaced by something that tokendown does not know; call "
+            "apply_patch before that"
+        )
+
+
+def _place(owner: Any) -> tuple[Any, str] | None:
+    """Where the class's own forward is held: in place, or under the wrappers of others."""
+    for holder, attribute in holders(owner, "forward"):
+        value = getattr(holder, attribute, None)
+        if getattr(value, "__func__", getattr(value, "func", None)) is type(owner).forward:
+            return holder, attribute
+    return None
+
+
+def _ranks(processor: Any) -> int:
+    """Over how many processes the sequence is split."""
+    config = getattr(processor, "_parallel_config", None)
+    config = getattr(config, "context_parallel_config", None)
+    if config is None:
+        return 1
+    return int(config.ring_degree or 1) * int(config.ulysses_degree or 1)
+
+
+def _describe(boxes: tuple[Box, ...]) -> str:
+    return " + ".join(f"{box.frames}x{box.height}x{box.width}" for box in boxes)

@@ -1,0 +1,103 @@
+"""Models of diffusers that are left out, each with its reason."""
+
+from __future__ import annotations
+
+_LINEAR = "its self-attention is linear in the number of tokens: there is nothing to save"
+_SOUND = "its tokens are sound, not pictures"
+_NO_SELF_ATTENTION = "it has no self-attention over an image grid"
+_PER_SAMPLE = "its processor calls attention once a sample, over the valid tokens only"
+_STREAMS = "its attention joins tokens of sound and video"
+_HISTORY = "its sequence holds frames of several sizes, which no grid source describes yet"
+_CACHE = "its processor keeps keys and values of its own between calls"
+_BLOCK_MASK = "its attention takes block masks, which cannot be cut down to the kept keys"
+_NOT_BUILT = "no adapter was built and tested for it yet; tokendown.register_adapter adds one"
+_PART = "it is a part of other models and never a denoiser on its own"
+
+REFUSED: dict[str, str] = {
+    # linear attention
+    "SanaTransformer2DModel": _LINEAR,
+    "SanaVideoTransformer3DModel": _LINEAR,
+    "SanaControlNetModel": _LINEAR,
+    "SanaWMTransformer3DModel": _LINEAR,
+    # sound, molecules, tokens
+    "AceStepTransformer1DModel": _SOUND,
+    "LongCatAudioDiTTransformer": _SOUND,
+    "MiniMaxMusic3RVQDepthDecoder": _SOUND,
+    "MiniMaxMusic3Transformer1DModel": _SOUND,
+    "StableAudio3DiTModel": _SOUND,
+    "StableAudioDiTModel": _SOUND,
+    "T5FilmDecoder": _SOUND,
+    "UNet1DModel": _SOUND,
+    "RFD4ProteinaTransformer": "its tokens are residues of proteins, not pictures",
+    # no grid of image tokens
+    "PriorTransformer": _NO_SELF_ATTENTION,
+    "MotionAdapter": _PART,
+    "ControlNetXSAdapter": _PART,
+    "Transformer2DModel": _PART,
+    "TransformerTemporalModel": _PART,
+    "MultiControlNetModel": "it is a list of ControlNets; patch those, or the pipeline",
+    "MultiControlNetUnionModel": "it is a list of ControlNets; patch those, or the pipeline",
+    "FluxMultiControlNetModel": "it is a list of ControlNets; patch those, or the pipeline",
+    "SD3MultiControlNetModel": "it is a list of ControlNets; patch those, or the pipeline",
+    "QwenImageMultiControlNetModel": "it is a list of ControlNets; patch those, or the pipeline",
+    "HunyuanDiT2DMultiControlNetModel": "it is a list of ControlNets; patch those, or the pipeline",
+    # attention out of reach
+    "MochiTransformer3DModel": _PER_SAMPLE,
+    "AnyFlowFARTransformer3DModel": _CACHE,
+    "QwenImage21Transformer2DModel": _CACHE,
+    "WanAnimate2Transformer3DModel": _CACHE,
+    "GlmImageTransformer2DModel": _CACHE,
+    "Kandinsky5Transformer3DModel": _BLOCK_MASK,
+    "Kandinsky6Transformer3DModel": _BLOCK_MASK,
+    "Kandinsky6SRTransformer3DModel": _BLOCK_MASK,
+    "LTX2VideoTransformer3DModel": _STREAMS,
+    "SanaWMLTX2RefinerTransformer3DModel": _STREAMS,
+    "HunyuanVideoFramepackTransformer3DModel": _HISTORY,
+    "WanAnimateTransformer3DModel": _HISTORY,
+    "HeliosTransformer3DModel": _HISTORY,
+    "JoyImageEditPlusTransformer3DModel": _HISTORY,
+    # nothing known against it
+    **dict.fromkeys(
+        (
+            "AllegroTransformer3DModel",
+            "AnyFlowTransformer3DModel",
+            "BriaFibo2Transformer2DModel",
+            "ConsisIDTransformer3DModel",
+            "ControlNetUnionModel",
+            "Cosmos3OmniTransformer",
+            "CosmosControlNetModel",
+            "CosmosTransformer3DModel",
+            "DreamLiteTransformer2DModel",
+            "EasyAnimateTransformer3DModel",
+            "ErnieImageTransformer2DModel",
+            "Flux3Transformer2DModel",
+            "HiDreamImageTransformer2DModel",
+            "HunyuanDiT2DControlNetModel",
+            "HunyuanDiT2DModel",
+            "HunyuanVideo15Transformer3DModel",
+            "Ideogram4Transformer2DModel",
+            "JoyImageEditTransformer3DModel",
+            "Kandinsky3UNet",
+            "Krea2Transformer2DModel",
+            "LatteTransformer3DModel",
+            "LuminaNextDiT2DModel",
+            "MiniMaxH3Transformer3DModel",
+            "MotifVideoTransformer3DModel",
+            "NucleusMoEImageTransformer2DModel",
+            "OmniGenTransformer2DModel",
+            "PRXTransformer2DModel",
+            "SparseControlNetModel",
+            "StableCascadeUNet",
+            "UNet2DModel",
+            "UNetControlNetXSModel",
+            "UVit2DModel",
+            "ZImageControlNetModel",
+        ),
+        _NOT_BUILT,
+    ),
+}
+
+
+def refusal(kind: str) -> str | None:
+    """Why a class of models is left out, or None where it is not known at all."""
+    return REFUSED.get(kind)

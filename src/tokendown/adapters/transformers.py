@@ -1,0 +1,285 @@
+"""Transformers whose attention joins image tokens with text, or rotates positions. One table.
+
+An entry says where the blocks are, in which order a joint sequence is, and where the model says how
+its image tokens are laid out. ``register_adapter`` adds one for a model of your own.
+"""
+
+from __future__ import annotations
+
+import inspect
+import weakref
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .._errors import ConfigError
+from ..config import PatchConfig
+from ..tuned import Options
+from .classic import NormReader, say_if_unchanged, why_dense
+from .grids import (
+    CaptionedGrid,
+    GridSource,
+    IdGrid,
+    LatentGrid,
+    ListGrid,
+    NumberGrid,
+    ShapeGrid,
+)
+from .joint import JointKeys, JointLayer, JointPlan, check
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """A list of equal blocks in a transformer.
+
+    Args:
+        path: attribute of the model that holds the blocks.
+        attention: attribute of a block: the module with ``to_q``, ``to_k``, ``to_v``.
+        norm: attribute of a block: the norm before it; anchors are the longest of its inputs.
+        text_first: whether text comes before the image tokens in the keys.
+        rotary: argument of the attention module with the rotary positions, or None.
+    """
+
+    path: str
+    attention: str = "attn"
+    norm: str = "norm1"
+    text_first: bool = True
+    rotary: str | None = "image_rotary_emb"
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """How to find the image tokens of a transformer.
+
+    Args:
+        grid: tells (frames, height, width) in tokens, of the picture or video first, then of
+            reference pictures: from the model's configuration and the arguments of its forward.
+        blocks: lists of blocks with self-attention over these tokens.
+    """
+
+    grid: GridSource | IdGrid
+    blocks: tuple[Blocks, ...]
+
+
+_DOUBLE_AND_SINGLE = (
+    Blocks("transformer_blocks"),
+    Blocks("single_transformer_blocks", norm="norm"),
+)
+_IMAGE_THEN_TEXT = (
+    Blocks("transformer_blocks", text_first=False),
+    Blocks("single_transformer_blocks", norm="norm", text_first=False),
+)
+_WAN = Blocks("blocks", "attn1", rotary="rotary_emb")
+_Z_IMAGE: dict[str, Any] = {
+    "attention": "attention",
+    "norm": "attention_norm1",
+    "text_first": False,  # nor are the tokens that fill it up to a multiple of 32
+    "rotary": "freqs_cis",
+}
+
+_SD3 = Blocks("transformer_blocks", text_first=False, rotary=None)
+_QWEN_IMAGE = Adapter(ShapeGrid(), (Blocks("transformer_blocks", norm="img_norm1"),))
+
+ADAPTERS: dict[str, Adapter] = {
+    "FluxTransformer2DModel": Adapter(IdGrid(), _DOUBLE_AND_SINGLE),
+    "ChromaTransformer2DModel": Adapter(IdGrid(), _DOUBLE_AND_SINGLE),
+    "SD3Transformer2DModel": Adapter(
+        LatentGrid(),
+        (
+            _SD3,
+            Blocks("transformer_blocks", "attn2", rotary=None),  # SD 3.5 medium, image tokens only
+        ),
+    ),
+    "QwenImageTransformer2DModel": _QWEN_IMAGE,
+    "FluxControlNetModel": Adapter(IdGrid(), _DOUBLE_AND_SINGLE),
+    "SD3ControlNetModel": Adapter(LatentGrid(), (_SD3,)),
+    "QwenImageControlNetModel": _QWEN_IMAGE,
+    "WanTransformer3DModel": Adapter(LatentGrid(frames=-3), (_WAN,)),
+    "WanVACETransformer3DModel": Adapter(
+        LatentGrid(frames=-3), (_WAN, Blocks("vace_blocks", "attn1", rotary="rotary_emb"))
+    ),
+    "HunyuanVideoTransformer3DModel": Adapter(
+        LatentGrid(frames=-3, temporal="patch_size_t"), _IMAGE_THEN_TEXT
+    ),
+    "HunyuanImageTransformer2DModel": Adapter(LatentGrid(frames=-3), _IMAGE_THEN_TEXT),
+    "Flux2Transformer2DModel": Adapter(IdGrid(), _DOUBLE_AND_SINGLE),
+    "OvisImageTransformer2DModel": Adapter(IdGrid(), _DOUBLE_AND_SINGLE),
+    "LongCatImageTransformer2DModel": Adapter(IdGrid(), _DOUBLE_AND_SINGLE),
+    "BriaTransformer2DModel": Adapter(IdGrid(), _DOUBLE_AND_SINGLE),
+    "BriaFiboTransformer2DModel": Adapter(IdGrid(), _DOUBLE_AND_SINGLE),
+    "SkyReelsV2Transformer3DModel": Adapter(LatentGrid(frames=-3), (_WAN,)),
+    "ChronoEditTransformer3DModel": Adapter(LatentGrid(frames=-3), (_WAN,)),
+    "LTXVideoTransformer3DModel": Adapter(NumberGrid(), (Blocks("transformer_blocks", "attn1"),)),
+    "CogVideoXTransformer3DModel": Adapter(
+        LatentGrid(frames=-4, temporal="patch_size_t"), (Blocks("transformer_blocks", "attn1"),)
+    ),
+    "CogView3PlusTransformer2DModel": Adapter(
+        LatentGrid(), (Blocks("transformer_blocks", "attn1"),)
+    ),
+    "CogView4Transformer2DModel": Adapter(LatentGrid(), (Blocks("transformer_blocks", "attn1"),)),
+    "AuraFlowTransformer2DModel": Adapter(
+        LatentGrid(),
+        (
+            Blocks("joint_transformer_blocks", rotary=None),
+            Blocks("single_transformer_blocks", rotary=None),
+        ),
+    ),
+    "ZImageTransformer2DModel": Adapter(
+        ListGrid(), (Blocks("noise_refiner", **_Z_IMAGE), Blocks("layers", **_Z_IMAGE))
+    ),
+    "Lumina2Transformer2DModel": Adapter(
+        CaptionedGrid(), (Blocks("noise_refiner"), Blocks("layers"))
+    ),
+}
+
+
+def register_adapter(model: type | str, adapter: Adapter) -> None:
+    """Makes ``apply_patch`` and ``summary`` know one more transformer, and its subclasses.
+
+    Args:
+        model: the class, or its name.
+        adapter: where its image tokens are; see docs/how-it-works.md for an example.
+
+    Raises:
+        ConfigError: the adapter has no blocks.
+    """
+    if not adapter.blocks:
+        raise ConfigError("expected an adapter with at least one list of blocks")
+    ADAPTERS[model if isinstance(model, str) else model.__name__] = adapter
+
+
+def find_adapter(model: nn.Module) -> Adapter | None:
+    """The entry of a model or of one of its base classes."""
+    for base in type(model).__mro__:
+        if base.__name__ in ADAPTERS:
+            return ADAPTERS[base.__name__]
+    return None
+
+
+class ShapeReader:
+    """A forward pre-hook on a transformer that notes how its image tokens are laid out.
+
+    The values of a tensor are read once: pipelines pass the same tensor at every step. Two sizes
+    can have equally many tokens, so nothing is remembered by shape.
+
+    Args:
+        plan: of the transformer.
+        adapter: its table entry.
+        names: of the parameters of its forward.
+    """
+
+    def __init__(self, plan: JointPlan, adapter: Adapter, names: tuple[str, ...]) -> None:
+        self.plan = plan
+        self.adapter = adapter
+        self.names = names
+        self._last: tuple[weakref.ref[Tensor], int] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_last": None}
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        arguments = {**dict(zip(self.names, args, strict=False)), **kwargs}
+        grid = self.adapter.grid
+        if isinstance(grid, IdGrid):
+            self._from_values(grid, arguments[grid.argument])
+        else:
+            self.plan.set_shapes(grid(module.config, arguments))
+        if not torch.compiler.is_compiling():
+            say_if_unchanged(self.plan, self.plan.layers)
+
+    def _from_values(self, grid: IdGrid, ids: Tensor) -> None:
+        if torch.compiler.is_compiling() or ids.is_meta:
+            if not self.plan.shapes:
+                raise ConfigError(
+                    f"a compiled model cannot read its token grid from {grid.argument}: call "
+                    "patch.set_grid((height, width)) with the size in tokens, or compile the "
+                    "blocks only (compile_repeated_blocks)"
+                )
+            grid.check(ids, self.plan.shapes)
+            return
+        if self._last is not None and self._last[0]() is ids and self._last[1] == _version(ids):
+            return
+        self.plan.set_shapes(grid.read(ids))
+        version = _version(ids)
+        self._last = None if version is None else (weakref.ref(ids), version)
+
+
+def _version(tensor: Tensor) -> int | None:
+    """Counts changes in place; tensors of inference mode do not count."""
+    return None if tensor.is_inference() else tensor._version
+
+
+def make_plan(model: nn.Module, adapter: Adapter, config: Options | None) -> JointPlan:
+    """The layers of a transformer, with no rules yet.
+
+    Raises:
+        ConfigError: cells are to be averaged.
+        UnsupportedModelError: an attention processor is out of reach.
+    """
+    if isinstance(config, PatchConfig) and config.method == "mean":
+        raise ConfigError(
+            "cell averages do not go with rotary positions and normalised keys; use "
+            "method='nearest' for this model"
+        )
+    plan = JointPlan(config or PatchConfig(), [])
+    for name, _, attention, blocks in _attentions(model, adapter):
+        if config is not None:
+            check(name, attention)
+        separate = hasattr(attention, "to_k")
+        plan.layers.append(
+            JointLayer(
+                name,
+                1,
+                channels=_query_dim(attention),
+                heads=attention.heads,
+                head_dim=attention.inner_dim // attention.heads,
+                reason=why_dense(attention) or "",
+                text_first=blocks.text_first,
+                rotary=blocks.rotary,
+                selects_first=separate,
+                key_width=attention.to_k.out_features if separate else attention.inner_dim,
+            )
+        )
+    return plan
+
+
+def _query_dim(attention: Any) -> int:
+    size = getattr(attention, "query_dim", None) or attention.to_q.in_features
+    return int(size)
+
+
+def install(model: nn.Module, plan: JointPlan) -> None:
+    """Puts a plan to work on the transformer it was made for."""
+    adapter = find_adapter(model)
+    assert adapter is not None
+    watch(model, model, plan)
+    layers = {layer.name: layer for layer in plan.layers}
+    for name, norm, attention, _ in _attentions(model, adapter):
+        layer = layers[name]
+        assert isinstance(layer, JointLayer)
+        if layer.rule is None:
+            continue
+        JointKeys(attention, plan, layer).install()
+        if layer.rule.anchors:
+            norm.register_forward_pre_hook(NormReader(layer), with_kwargs=True)
+
+
+def watch(target: nn.Module, model: nn.Module, plan: JointPlan) -> None:
+    """Reads the grid when ``target`` is called: the model, or a ``torch.compile`` wrapper of it."""
+    adapter = find_adapter(model)
+    assert adapter is not None
+    names = tuple(inspect.signature(type(model).forward).parameters)[1:]
+    target.register_forward_pre_hook(ShapeReader(plan, adapter, names), with_kwargs=True)
+
+
+def _attentions(model: Any, adapter: Adapter) -> Iterator[tuple[str, nn.Module, Any, Blocks]]:
+    """Name, the norm before it, the module, and where it is from."""
+    for blocks in adapter.blocks:
+        for index, block in enumerate(getattr(model, blocks.path)):
+            attention = getattr(block, blocks.attention, None)
+            if attention is not None:
+                name = f"{blocks.path}.{index}.{blocks.attention}"
+                yield name, getattr(block, blocks.norm), attention, blocks

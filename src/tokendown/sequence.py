@@ -1,0 +1,179 @@
+"""Which keys of a joint sequence stay: token grids of images or frames, among exact tokens.
+
+Convention: a joint sequence is ``before`` exact tokens (text), one or more boxes of image tokens,
+``after`` exact tokens. A box is row-major: frames, then height, then width. Kept keys come in the
+order: exact tokens before, the boxes, anchors, exact tokens after.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import ceil, log
+
+import torch
+from torch import Tensor
+
+from .grid import Grid
+
+
+@dataclass(frozen=True)
+class Box:
+    """frames x height x width tokens, and how coarsely their keys are kept.
+
+    Args:
+        frames: of a video, or 1.
+        height: tokens.
+        width: tokens.
+        factor: linear, in height and width, >= 1.
+        temporal: one of so many frames is kept, >= 1.
+    """
+
+    frames: int
+    height: int
+    width: int
+    factor: int = 1
+    temporal: int = 1
+
+    @property
+    def grid(self) -> Grid:
+        """Of one frame."""
+        return Grid(self.height, self.width)
+
+    @property
+    def tokens(self) -> int:
+        return self.frames * self.height * self.width
+
+    @property
+    def kept(self) -> int:
+        """How many tokens are on the coarse grid."""
+        return ceil(self.frames / self.temporal) * self.grid.coarse(self.factor).tokens
+
+    @property
+    def multiplicity(self) -> int:
+        """How many original tokens a kept one stands for."""
+        return self.temporal * self.factor**2
+
+    def on_grid(self, x: Tensor, dim: int) -> Tensor:
+        """The kept tokens as a strided view: ``dim`` becomes (frames, height, width)."""
+        maps = x.unflatten(dim, (self.frames, self.height, self.width))
+        cells = [slice(None, None, step) for step in (self.temporal, self.factor, self.factor)]
+        kept: Tensor = maps[tuple([slice(None)] * dim + cells)]
+        return kept
+
+
+@dataclass(frozen=True)
+class Sequence:
+    """Boxes of image tokens among exact ones, and the anchors.
+
+    Args:
+        boxes: in their order; anchors are chosen in the first.
+        before: exact tokens before the boxes.
+        after: exact tokens behind them.
+        anchors: indices into the first box, [batch, A], or None.
+    """
+
+    boxes: tuple[Box, ...]
+    before: int = 0
+    after: int = 0
+    anchors: Tensor | None = None
+
+    @property
+    def image_tokens(self) -> int:
+        return sum(box.tokens for box in self.boxes)
+
+    @property
+    def tokens(self) -> int:
+        return self.before + self.image_tokens + self.after
+
+    @property
+    def kept(self) -> int:
+        count = 0 if self.anchors is None else self.anchors.shape[-1]
+        return self.before + sum(box.kept for box in self.boxes) + count + self.after
+
+    def image_only(self) -> Sequence:
+        """The same without the exact tokens around the boxes."""
+        return Sequence(self.boxes, anchors=self.anchors)
+
+    def take(self, x: Tensor, dim: int) -> Tensor:
+        """Keeps ``kept`` of the ``tokens`` entries of a dimension, counted from the front."""
+        parts = [x.narrow(dim, 0, self.before)] if self.before else []
+        for start, box in self._starts():
+            part = x.narrow(dim, start, box.tokens)
+            parts.append(box.on_grid(part, dim).flatten(dim, dim + 2))
+        if self.anchors is not None:
+            parts.append(torch.take_along_dim(x, self._index(x, dim), dim))
+        if self.after:
+            parts.append(x.narrow(dim, self.tokens - self.after, self.after))
+        if len(parts) == 1:
+            return parts[0]
+        batch = max(part.shape[0] for part in parts)  # a mask may be one for the whole batch
+        return torch.cat([part.expand(batch, *part.shape[1:]) for part in parts], dim)
+
+    def put(self, kept: Tensor) -> Tensor:
+        """The inverse of ``take`` along dimension 1; zeros where nothing was kept."""
+        full = kept.new_zeros(kept.shape[0], self.tokens, *kept.shape[2:])
+        first = self.before
+        full[:, :first] = kept[:, :first]
+        for start, box in self._starts():
+            target = box.on_grid(full.narrow(1, start, box.tokens), 1)
+            target.copy_(kept.narrow(1, first, box.kept).unflatten(1, target.shape[1:4]))
+            first += box.kept
+        if self.anchors is not None:
+            count = self.anchors.shape[-1]
+            anchored = kept.narrow(1, first, count)
+            full = full.scatter(1, self._index(kept, 1).expand_as(anchored), anchored)
+        if self.after:
+            full[:, -self.after :] = kept[:, -self.after :]
+        return full
+
+    def bias(self, like: Tensor) -> Tensor | None:
+        """log m of every kept key, [kept], or None where m is constant and cancels.
+
+        Args:
+            like: gives device and dtype.
+        """
+        ones = self.after + (0 if self.anchors is None else self.anchors.shape[-1])
+        runs = [(self.before, 1), *((box.kept, box.multiplicity) for box in self.boxes), (ones, 1)]
+        if len({multiplicity for count, multiplicity in runs if count}) == 1:
+            return None
+        return torch.cat([like.new_full((count,), log(m)) for count, m in runs if count])
+
+    def _starts(self) -> Iterator[tuple[int, Box]]:
+        start = self.before
+        for box in self.boxes:
+            yield start, box
+            start += box.tokens
+
+    def _index(self, x: Tensor, dim: int) -> Tensor:
+        """The anchors as an index along ``dim`` of ``x``."""
+        assert self.anchors is not None
+        shape = [1] * x.ndim
+        shape[0], shape[dim] = self.anchors.shape
+        return self.anchors.view(shape) + self.before
+
+
+def choose_anchors(scores: Tensor, box: Box, count: int) -> Tensor | None:
+    """The highest scores that are not on the coarse grid.
+
+    Args:
+        scores: [batch, box.tokens].
+        box: whose tokens they score.
+        count: how many, >= 0; fewer where fewer tokens are off the grid.
+
+    Returns:
+        [batch, count] indices into the box, or None.
+    """
+    count = min(count, box.tokens - box.kept)
+    if count == 0:
+        return None
+    scores = scores.detach().clone()
+    box.on_grid(scores, 1).fill_(-torch.inf)
+    return scores.topk(count, dim=-1, sorted=False).indices
+
+
+def joint_tokens(boxes: tuple[Box, ...], anchors: int) -> tuple[int, int]:
+    """How many image tokens there are, and how many of their keys are kept, anchors included."""
+    first = boxes[0]
+    extra = min(anchors, first.tokens - first.kept) if first.factor > 1 else 0
+    return sum(box.tokens for box in boxes), sum(box.kept for box in boxes) + extra

@@ -1,0 +1,335 @@
+"""What a patched transformer should compute, written out. Uses nothing of tokendown.
+
+Hidden states and rotary tables are selected before the projections, in plain index lists, and
+every kept key gets log m on its logits; text stays whole and counts once.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import reference
+
+
+@dataclass(frozen=True)
+class Want:
+    """What a test asks for.
+
+    Args:
+        shapes: (frames, height, width) in tokens, the picture first.
+        factor: of the picture.
+        anchors: of the picture.
+        references: factor of the other pictures.
+        temporal: one of so many frames is kept.
+        counted: whether log m is added.
+    """
+
+    shapes: tuple[tuple[int, int, int], ...]
+    factor: int = 2
+    anchors: int = 0
+    references: int = 1
+    temporal: int = 1
+    counted: bool = True
+
+    def log_multiplicities(self, norms: Tensor) -> Tensor:
+        """[batch, image tokens] -> the same: minus infinity where a key is dropped."""
+        rows, start = [], 0
+        for index, (frames, height, width) in enumerate(self.shapes):
+            factor = self.references if index else self.factor
+            temporal = 1 if index else self.temporal
+            lengths = norms[:, start : start + frames * height * width]
+            rows.append(self._box(lengths, (frames, height, width), factor, temporal, index == 0))
+            start += frames * height * width
+        return torch.cat(rows, dim=1)
+
+    def _box(
+        self,
+        lengths: Tensor,
+        shape: tuple[int, int, int],
+        factor: int,
+        temporal: int,
+        anchored: bool,
+    ) -> Tensor:
+        frames, height, width = shape
+        kept = reference.kept_keys(height, width, factor)
+        on_grid = torch.cat([kept & (frame % temporal == 0) for frame in range(frames)])
+        bias = torch.full(lengths.shape, -math.inf, dtype=torch.float64)
+        bias[:, on_grid] = math.log(factor**2 * temporal) if self.counted else 0.0
+        if anchored:
+            for row, norms in zip(bias, lengths.tolist(), strict=True):
+                off_grid = [i for i, on in enumerate(on_grid.tolist()) if not on]
+                row[sorted(off_grid, key=lambda i: norms[i], reverse=True)[: self.anchors]] = 0.0
+        return bias
+
+
+def complex_table(table: Any) -> Tensor:
+    """Complex numbers, or (cos, sin) with every angle twice, to [1 or batch, tokens, pairs]."""
+    if not isinstance(table, Tensor):
+        cos, sin = (part.reshape(-1, *part.shape[-2:]) if part.ndim == 3 else part[None]
+                    for part in (x.squeeze(2) if x.ndim == 4 else x for x in table))  # fmt: skip
+        halves = torch.equal(cos[..., : cos.shape[-1] // 2], cos[..., cos.shape[-1] // 2 :])
+        if halves and not torch.equal(cos[..., ::2], cos[..., 1::2]):
+            pairs = slice(None, cos.shape[-1] // 2)
+        else:
+            pairs = slice(None, None, 2)
+        table = torch.complex(cos[..., pairs].double(), sin[..., pairs].double())
+    return table if table.ndim == 3 else table[None]
+
+
+def rotate(x: Tensor, table: Tensor, halves: bool = False) -> Tensor:
+    """[batch, tokens, ..., d] by [1 or batch, tokens, d/2] complex.
+
+    Args:
+        x: neighbouring channels are a pair, or channels half a head apart.
+        table: complex.
+        halves: which of the two.
+    """
+    table = table.view(*table.shape[:2], *[1] * (x.ndim - 3), -1)
+    if halves:
+        first, second = x.double().chunk(2, -1)
+        turned = torch.complex(first, second) * table
+        return torch.cat([turned.real, turned.imag], -1).to(x.dtype)
+    pairs = torch.view_as_complex(x.double().unflatten(-1, (-1, 2)).contiguous())
+    return torch.view_as_real(pairs * table).flatten(-2).to(x.dtype)
+
+
+def pick(x: Tensor, index: Tensor) -> Tensor:
+    """Rows [batch, kept] of [1 or batch, tokens, channels]."""
+    x = x.expand(len(index), *x.shape[1:])
+    return x.gather(1, index[..., None].expand(-1, -1, x.shape[-1]))
+
+
+def _norm(norm: Any, x: Tensor) -> Tensor:
+    return x if norm is None else norm(x)
+
+
+WIDE = ("WanAttention", "SkyReelsV2Attention", "LTXAttention")  # normalise over all heads
+HALVES = ("CogView4AttnProcessor",)
+FLAT = ("LTXAttention",)  # rotates before it splits the heads
+
+
+class Joint:
+    """A processor for one attention module of an un-patched model.
+
+    Args:
+        want: what to compute.
+        text_first: the order of the joint sequence.
+        halves: how pairs of channels are rotated.
+    """
+
+    def __init__(self, want: Want, text_first: bool, halves: bool) -> None:
+        self.want, self.text_first, self.halves = want, text_first, halves
+        self.image = sum(math.prod(shape) for shape in want.shapes)
+        self.norms: Tensor | None = None
+        self.calls = 0
+
+    def note_norms(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        tokens = args[0] if args else kwargs["hidden_states"]
+        self.norms = tokens.double().pow(2).sum(-1).sqrt()
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        image_rotary_emb: Any = None,
+        rotary_emb: Any = None,
+        encoder_hidden_states_mask: Tensor | None = None,
+        freqs_cis: Any = None,
+    ) -> Any:
+        self.calls += 1
+        text = None if encoder_hidden_states is hidden_states else encoder_hidden_states
+        pair = text is not None
+        own_text = pair and getattr(attn, "add_q_proj", None) is not None
+        image, length = hidden_states, text.shape[1] if pair else 0
+        if not pair and hidden_states.shape[1] > self.image:
+            length = hidden_states.shape[1] - self.image
+            text, image = self._split(hidden_states, length)
+        norms = self.norms
+        if norms.shape[1] > self.image:
+            norms = self._split(norms, length)[1]
+        bias = self.want.log_multiplicities(norms)
+        index = bias.isfinite().nonzero()[:, 1].view(bias.shape[0], -1)
+        bias = bias.gather(1, index)
+
+        tables = next((t for t in (image_rotary_emb, rotary_emb, freqs_cis) if t is not None), None)
+        image_table, text_table = self._tables(tables, length)
+        query, _, _ = self._heads(attn, image, image_table)
+        kept_table = None if image_table is None else pick(image_table, index)
+        _, key, value = self._heads(attn, pick(image, index), kept_table)
+        if text is not None:
+            others = self._heads(attn, text, text_table, "add" if own_text else "")
+            query, key, value = (
+                torch.cat(parts, 1) for parts in zip(others, (query, key, value), strict=True)
+            )
+            bias = torch.cat([bias.new_zeros(bias.shape[0], length), bias], 1)
+        key, value = (x.repeat_interleave(query.shape[2] // x.shape[2], 2) for x in (key, value))
+        mask = self._mask(attention_mask, encoder_hidden_states_mask, index, length)
+        logits = torch.einsum("bqhd,bkhd->bhqk", query, key) / math.sqrt(query.shape[-1])
+        weights = (logits + bias[:, None, None].to(logits) + mask.to(logits)).softmax(-1)
+        out = torch.einsum("bhqk,bkhd->bqhd", weights, value).flatten(2)
+        return self._output(attn, out, length, pair, hidden_states)
+
+    def _heads(
+        self, attn: Any, x: Tensor, table: Tensor | None, part: str = ""
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Query, key and value, [batch, tokens, heads, d], normalised and rotated."""
+        size = attn.inner_dim // attn.heads
+        if hasattr(attn, "to_qkv_mlp_proj"):  # FLUX.2: with the MLP in one
+            query, key, value = attn.to_qkv_mlp_proj(x)[..., : 3 * attn.inner_dim].chunk(3, -1)
+        elif part:
+            query, key, value = attn.add_q_proj(x), attn.add_k_proj(x), attn.add_v_proj(x)
+        else:
+            query, key, value = attn.to_q(x), attn.to_k(x), attn.to_v(x)
+        name = "norm_added_" if part else "norm_"
+        rotated = []
+        for which, tensor in (("q", query), ("k", key)):
+            norm = getattr(attn, name + which, None)
+            if type(attn).__name__ in WIDE:
+                tensor = _norm(norm, tensor)
+            if type(attn).__name__ not in FLAT:
+                tensor = tensor.unflatten(-1, (-1, size))
+            if type(attn).__name__ not in WIDE:
+                tensor = _norm(norm, tensor)
+            if table is not None:
+                tensor = rotate(tensor, table, self.halves)
+            if type(attn).__name__ in FLAT:
+                tensor = tensor.unflatten(-1, (-1, size))
+            rotated.append(tensor)
+        return rotated[0], rotated[1], value.unflatten(-1, (-1, size))
+
+    def _split(self, x: Tensor, length: int) -> tuple[Tensor, Tensor]:
+        """Text and image part of a joint sequence, along dimension 1."""
+        if self.text_first:
+            return x[:, :length], x[:, length:]
+        return x[:, self.image :], x[:, : self.image]
+
+    def _tables(self, table: Any, length: int) -> tuple[Tensor | None, Tensor | None]:
+        """Of the image and of the text, if that is rotated at all."""
+        if table is None:
+            return None, None
+        if isinstance(table, tuple) and table[0].is_complex():  # Qwen-Image: one each
+            return complex_table(table[0]), complex_table(table[1])
+        table = complex_table(table)
+        if table.shape[1] == self.image:
+            return table, None
+        text, image = self._split(table, length)
+        return image, text
+
+    def _mask(
+        self, joint: Tensor | None, of_text: Tensor | None, index: Tensor, length: int
+    ) -> Tensor:
+        """[batch, 1, 1 or queries, text and kept image keys], added."""
+        if joint is None and of_text is None:
+            return torch.zeros(())
+        if of_text is not None:
+            text = of_text[:, None, None]
+            image = torch.ones(len(index), 1, 1, index.shape[1], dtype=torch.bool)
+        else:
+            joint = joint[:, None, None] if joint.ndim == 2 else joint
+            joint = joint.expand(len(index), *joint.shape[1:])
+            text, image = joint[..., :length], joint[..., length:]
+            if not self.text_first:
+                text, image = joint[..., self.image :], joint[..., : self.image]
+            at = index[:, None, None].expand(-1, 1, image.shape[2], -1)
+            image = image.gather(-1, at)
+        allowed = torch.cat([text.bool(), image.bool()], -1)
+        # a query that may see nothing sees everything alike, as in torch
+        return torch.where(allowed, 0.0, -1e30)
+
+    def _output(self, attn: Any, out: Tensor, length: int, pair: bool, hidden: Tensor) -> Any:
+        text, image = out[:, :length], out[:, length:]
+        if hasattr(attn, "to_qkv_mlp_proj"):
+            mlp = attn.mlp_act_fn(attn.to_qkv_mlp_proj(hidden)[..., 3 * attn.inner_dim :])
+            return attn.to_out(torch.cat([out, mlp], -1))
+        project = getattr(attn, "to_out", None)
+        if not pair:
+            if length and not self.text_first:
+                out = torch.cat([image, text], 1)
+            return out if project is None else project[0](out)
+        if project is not None:
+            image = project[0](image)
+            if getattr(attn, "add_q_proj", None) is None:
+                text = project[0](text)
+        if getattr(attn, "to_add_out", None) is not None:
+            text = attn.to_add_out(text)
+        return image, text
+
+
+class Parallel(Joint):
+    """For FLUX.2's single blocks, which pass their arguments by position."""
+
+    def __call__(self, attn: Any, hidden: Tensor, mask: Any = None, table: Any = None) -> Any:
+        return super().__call__(attn, hidden, attention_mask=mask, image_rotary_emb=table)
+
+
+# Blocks, attention, norm, text first: where each builder of tests/tiny_transformers.py has them.
+_FLUX = [
+    ("transformer_blocks", "attn", "norm1", True),
+    ("single_transformer_blocks", "attn", "norm", True),
+]
+_HUNYUAN = [
+    ("transformer_blocks", "attn", "norm1", False),
+    ("single_transformer_blocks", "attn", "norm", False),
+]
+_ATTN1 = [("transformer_blocks", "attn1", "norm1", True)]
+_SD3 = [("transformer_blocks", "attn", "norm1", False)]
+_WAN = [("blocks", "attn1", "norm1", True)]
+WHERE: dict[str, list[tuple[str, str, str, bool]]] = {
+    "flux": _FLUX,
+    "chroma": _FLUX,
+    "sd3": _SD3,
+    "sd35": [*_SD3, ("transformer_blocks", "attn2", "norm1", True)],
+    "qwen_image": [("transformer_blocks", "attn", "img_norm1", True)],
+    "wan": _WAN,
+    "wan_i2v": _WAN,
+    "wan_vace": [*_WAN, ("vace_blocks", "attn1", "norm1", True)],
+    "hunyuan_video": _HUNYUAN,
+    "hunyuan_image": _HUNYUAN,
+    "flux_controlnet": _FLUX,
+    "sd3_controlnet": _SD3,
+    "qwen_image_controlnet": [("transformer_blocks", "attn", "img_norm1", True)],
+    "flux2": _FLUX,
+    "ovis_image": _FLUX,
+    "longcat_image": _FLUX,
+    "bria": _FLUX,
+    "bria_fibo": _FLUX,
+    "skyreels": _WAN,
+    "chrono_edit": _WAN,
+    "ltx": _ATTN1,
+    "cogvideox": _ATTN1,
+    "cogview3": _ATTN1,
+    "cogview4": _ATTN1,
+    "auraflow": [
+        ("joint_transformer_blocks", "attn", "norm1", True),
+        ("single_transformer_blocks", "attn", "norm1", True),
+    ],
+    "z_image": [
+        ("noise_refiner", "attention", "attention_norm1", False),
+        ("layers", "attention", "attention_norm1", False),
+    ],
+    "lumina2": [("noise_refiner", "attn", "norm1", True), ("layers", "attn", "norm1", True)],
+}
+
+
+def coarsen(model: Any, kind: str, want: Want) -> list[Joint]:
+    """Makes an un-patched model compute what a patched one should."""
+    processors = []
+    for path, attention, norm, text_first in WHERE[kind]:
+        for block in getattr(model, path):
+            module = getattr(block, attention, None)
+            if module is None:
+                continue
+            halves = type(module.processor).__name__ in HALVES
+            kind = Parallel if hasattr(module, "to_qkv_mlp_proj") else Joint
+            processor = kind(want, text_first, halves)
+            module.set_processor(processor)
+            getattr(block, norm).register_forward_pre_hook(processor.note_norms, with_kwargs=True)
+            processors.append(processor)
+    return processors

@@ -1,0 +1,245 @@
+"""Patched joint-attention and video transformers against the written-out reference."""
+
+from __future__ import annotations
+
+import copy
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+
+import joint_reference
+import tiny
+import tiny_transformers
+from joint_reference import Want
+from tokendown import GridError, apply_patch
+
+KINDS = sorted(joint_reference.WHERE)
+VIDEO = [
+    "wan",
+    "wan_i2v",
+    "wan_vace",
+    "hunyuan_video",
+    "skyreels",
+    "chrono_edit",
+    "ltx",
+    "cogvideox",
+]
+
+
+@cache
+def built(kind: str) -> Any:
+    """Shared among tests: patches leave no trace, says test_joint_remove.py."""
+    return getattr(tiny_transformers, kind)().double()
+
+
+def run(kind: str, model: Any, size: tuple[int, int], **options: Any) -> torch.Tensor:
+    return tiny_transformers.run(kind, model, *size, **options)
+
+
+def shapes(kind: str, size: tuple[int, int]) -> tuple[tuple[int, int, int], ...]:
+    frames = tiny_transformers.FRAMES if kind in VIDEO else 1
+    return ((frames, *size),)
+
+
+def wanted(kind: str, model: Any, size: tuple[int, int], **options: Any) -> torch.Tensor:
+    """The output of a copy of the model that follows the formula; proves that it is used."""
+    model = copy.deepcopy(model)
+    processors = joint_reference.coarsen(model, kind, Want(shapes(kind, size), **options))
+    output = run(kind, model, size)
+    assert processors
+    assert all(processor.calls == 1 for processor in processors)
+    return output
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_reference_at_factor_one_is_the_host(kind):
+    """Otherwise the reference proves nothing."""
+    dense = run(kind, built(kind), (6, 9))
+    got = wanted(kind, built(kind), (6, 9), factor=1)
+    torch.testing.assert_close(got, dense, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("anchors", [0, 4])
+@pytest.mark.parametrize("kind", KINDS)
+def test_families_follow_the_formula(kind, anchors):
+    model, size = built(kind), (7, 10)
+    dense = run(kind, model, size)
+    want = wanted(kind, model, size, anchors=anchors)
+    assert (want - dense).abs().max() > 1e-3  # otherwise this test proves nothing
+    with apply_patch(model, factor=2, anchors=anchors):
+        got = run(kind, model, size)
+    torch.testing.assert_close(got, want, rtol=0, atol=1e-5 * want.abs().max().item())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_factor_one_is_dense_bit_for_bit(kind):
+    dense = run(kind, built(kind), (5, 6))
+    with apply_patch(built(kind), factor=1):
+        assert torch.equal(run(kind, built(kind), (5, 6)), dense)
+
+
+@pytest.mark.parametrize("kind", ["flux", "sd35", "wan"])
+@pytest.mark.parametrize("size", [(1, 9), (9, 1), (4, 6), (5, 5)], ids=str)
+@pytest.mark.parametrize("factor", [3, 8])
+def test_odd_sizes_and_factors(kind, size, factor):
+    model = built(kind)
+    want = wanted(kind, model, size, factor=factor, anchors=2)
+    with apply_patch(model, factor=factor, anchors=2):
+        got = run(kind, model, size)
+    torch.testing.assert_close(got, want, rtol=0, atol=1e-5 * want.abs().max().item())
+
+
+@pytest.mark.parametrize("kind", ["wan", "hunyuan_video"])
+def test_a_temporal_factor_drops_frames(kind):
+    model, size = built(kind), (4, 6)
+    want = wanted(kind, model, size, temporal=2, anchors=3)
+    spatial = wanted(kind, model, size, anchors=3)
+    with apply_patch(model, factor=2, anchors=3, temporal_factor=2):
+        got = run(kind, model, size)
+    assert (want - spatial).abs().max() > 1e-3
+    torch.testing.assert_close(got, want, rtol=0, atol=1e-5 * want.abs().max().item())
+
+
+@pytest.mark.parametrize("kind", ["flux", "sd3", "hunyuan_video"])
+def test_multiplicity_can_be_turned_off(kind):
+    model, size = built(kind), (6, 6)
+    want = wanted(kind, model, size, counted=False, anchors=2)
+    with apply_patch(model, factor=2, anchors=2):
+        counted = run(kind, model, size)
+    with apply_patch(model, factor=2, anchors=2, multiplicity=False):
+        got = run(kind, model, size)
+    assert (want - counted).abs().max() > 1e-3
+    torch.testing.assert_close(got, want, rtol=0, atol=1e-5 * want.abs().max().item())
+
+
+# Text keeps its weight
+
+
+def constant_cells(height: int, width: int, factor: int, channels: int) -> torch.Tensor:
+    """[2, tokens, channels], all tokens of a cell alike; partial cells have fewer of them."""
+    generator = torch.Generator().manual_seed(0)
+    coarse = (-(-height // factor), -(-width // factor))
+    cells = torch.randn(2, *coarse, channels, generator=generator, dtype=torch.float64)
+    full = cells.repeat_interleave(factor, 1).repeat_interleave(factor, 2)
+    return full[:, :height, :width].flatten(1, 2)
+
+
+@pytest.mark.parametrize("factor", [2, 3, 4])
+@pytest.mark.parametrize("with_text", [True, False])
+@pytest.mark.parametrize("kind", ["flux", "sd35"])
+def test_duplicated_tokens_give_exactly_the_dense_result(kind, with_text, factor):
+    """An image that is constant within each cell loses nothing, and text gains nothing."""
+    model, (height, width) = built(kind), (2 * factor, 3 * factor)
+    block = model.transformer_blocks[0]
+    tokens = constant_cells(height, width, factor, tiny_transformers.DIM)
+    text = torch.randn(2, 5, tiny_transformers.DIM, dtype=torch.float64)
+    arguments = {"hidden_states": tokens}
+    attention = block.attn
+    if with_text:
+        arguments["encoder_hidden_states"] = text
+    elif kind == "sd35":
+        attention = block.attn2
+    else:
+        attention = model.single_transformer_blocks[0].attn
+
+    def out() -> torch.Tensor:
+        return tiny.flatten(attention(**arguments))
+
+    dense = out()
+    with apply_patch(model, factor=factor, anchors=0) as patch:
+        patch.set_grid((height, width))
+        kept = out()
+    assert not torch.equal(kept, dense)  # it was computed another way
+    torch.testing.assert_close(kept, dense, rtol=0, atol=1e-12)
+    with apply_patch(model, factor=factor, anchors=0, multiplicity=False) as patch:
+        patch.set_grid((height, width))
+        if with_text:
+            assert (out() - dense).abs().max() > 1e-3
+
+
+# Where the grid comes from
+
+
+def test_equal_token_counts_are_told_apart():
+    model = built("flux")
+    patch = apply_patch(model, factor=2, anchors=0)
+    got = {size: run("flux", model, size) for size in [(4, 9), (9, 4), (6, 6), (4, 9)]}
+    patch.remove()
+    for size, output in got.items():
+        want = wanted("flux", model, size)
+        torch.testing.assert_close(output, want, rtol=0, atol=1e-5)
+
+
+def test_positions_are_read_once_a_tensor(monkeypatch):
+    from tokendown.adapters.grids import IdGrid
+
+    model, reads = built("flux"), []
+    read = IdGrid.read
+    monkeypatch.setattr(IdGrid, "read", lambda self, ids: reads.append(1) or read(self, ids))
+    arguments = tiny_transformers.inputs("flux", model, 4, 9)
+    with apply_patch(model, factor=2), torch.no_grad():
+        for _ in range(3):
+            model(**arguments)
+        assert len(reads) == 1
+        arguments["img_ids"].copy_(tiny_transformers.position_ids(9, 4))  # in place
+        changed = tiny.flatten(model(**arguments))
+        assert len(reads) == 2
+    with apply_patch(model, factor=2), torch.no_grad():
+        assert torch.equal(tiny.flatten(model(**arguments)), changed)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("size", [(300, 2), (3, 400), (1, 5), (5, 1)], ids=str)
+def test_positions_are_understood_in_low_precision(size, dtype):
+    from tokendown.adapters.grids import IdGrid
+
+    ids = tiny_transformers.position_ids(*size).to(dtype)
+    assert IdGrid().read(ids) == ((1, *size),)
+    assert IdGrid().read(ids[None].expand(2, -1, -1)) == ((1, *size),)
+
+
+def test_positions_that_are_no_grid_are_refused():
+    from tokendown.adapters.grids import IdGrid
+
+    ids = tiny_transformers.position_ids(4, 6)
+    shuffled = ids[torch.randperm(24, generator=torch.Generator().manual_seed(0))]
+    for wrong in (shuffled, ids[:-1]):
+        with pytest.raises(GridError, match="row-major"):
+            IdGrid().read(wrong)
+    with pytest.raises(GridError, match="one layout"):
+        IdGrid().read(torch.stack([ids, tiny_transformers.position_ids(6, 4)]))
+
+
+def test_bfloat16_rows_beyond_256_are_read_right_or_refused():
+    """Neighbouring rows round to one value there: never a wrong grid."""
+    from tokendown.adapters.grids import IdGrid
+
+    ids = tiny_transformers.position_ids(400, 3).bfloat16()
+    assert IdGrid().read(ids) == ((1, 400, 3),)
+
+
+# Reference pictures
+
+
+@pytest.mark.parametrize("references", [1, 2])
+@pytest.mark.parametrize("kind", ["flux", "qwen_image"])
+def test_reference_pictures_have_their_own_grids_and_factor(kind, references):
+    model, size, other = built(kind), (6, 4), (5, 7)
+    arguments = tiny_transformers.inputs(kind, model, *size)
+    extra = torch.randn(2, 35, 4, dtype=torch.float64)
+    arguments["hidden_states"] = torch.cat([arguments["hidden_states"], extra], 1)
+    if kind == "flux":  # as Kontext appends them
+        second = tiny_transformers.position_ids(*other, picture=1)
+        arguments["img_ids"] = torch.cat([arguments["img_ids"], second])
+    else:
+        arguments["img_shapes"] = [[(1, *size), (1, *other)]] * 2
+    copied = copy.deepcopy(model)
+    want = Want(((1, *size), (1, *other)), anchors=3, references=references)
+    joint_reference.coarsen(copied, kind, want)
+    with torch.no_grad():
+        expected = tiny.flatten(copied(**arguments))
+        with apply_patch(model, factor=2, anchors=3, references=references):
+            got = tiny.flatten(model(**arguments))
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-5 * expected.abs().max().item())

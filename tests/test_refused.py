@@ -1,0 +1,126 @@
+"""Every denoiser of the installed diffusers is supported, or refused with a reason."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+
+import pytest
+from torch import nn
+
+import tiny
+import tiny_transformers
+from tokendown import (
+    Adapter,
+    Blocks,
+    ConfigError,
+    UnsupportedModelError,
+    apply_patch,
+    register_adapter,
+    summary,
+)
+from tokendown.adapters import transformers
+from tokendown.adapters.families import FAMILIES
+from tokendown.adapters.plan import Rule
+from tokendown.adapters.refused import REFUSED
+from tokendown.adapters.transformers import ADAPTERS
+
+
+def denoisers() -> dict[str, type]:
+    """All model classes that diffusers keeps among transformers, U-Nets and ControlNets."""
+    from diffusers import ModelMixin
+
+    found = {}
+    for package in ("transformers", "unets", "controlnets"):
+        parent = importlib.import_module(f"diffusers.models.{package}")
+        for entry in pkgutil.iter_modules(parent.__path__):
+            if entry.name.endswith("_flax"):
+                continue
+            module = importlib.import_module(f"{parent.__name__}.{entry.name}")
+            for name, kind in vars(module).items():
+                if (
+                    inspect.isclass(kind)
+                    and issubclass(kind, ModelMixin)
+                    and kind.__module__ == module.__name__
+                ):
+                    found[name] = kind
+    return found
+
+
+def supported(kind: type) -> bool:
+    return any(base.__name__ in {*FAMILIES, *ADAPTERS} for base in kind.__mro__)
+
+
+def test_every_class_of_diffusers_is_supported_or_refused():
+    found = denoisers()
+    assert len(found) > 90
+    for name, kind in found.items():
+        assert supported(kind) != (name in REFUSED), name
+    assert set(REFUSED) <= set(found), "a refused class is gone"
+    assert set(ADAPTERS) <= set(found), "a supported class is gone"
+
+
+def test_every_adapter_is_tested():
+    kinds = {type(getattr(tiny_transformers, kind)()).__name__ for kind in tiny_transformers.INPUTS}
+    assert kinds == set(ADAPTERS)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"), [("SanaTransformer2DModel", "linear"), ("MochiTransformer3DModel", "once")]
+)
+def test_the_reason_is_said(name, reason):
+    model = type(name, (nn.Module,), {})()
+    for call in (apply_patch, summary):
+        with pytest.raises(UnsupportedModelError, match=f"{name}.*{reason}"):
+            call(model)
+
+
+def test_an_unknown_model_is_told_of_register_adapter():
+    with pytest.raises(UnsupportedModelError, match="register_adapter"):
+        apply_patch(nn.Linear(1, 1))
+
+
+# register_adapter
+
+
+class OwnTransformer(nn.Module):
+    """A transformer of a user around FLUX's blocks, with positions of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flux = tiny_transformers.flux()
+        self.layers = self.flux.transformer_blocks
+        self.config = self.flux.config
+
+    def forward(self, rows, columns, **arguments):
+        return self.flux(**arguments)
+
+
+def test_an_own_model_can_be_registered(monkeypatch):
+    monkeypatch.setattr(transformers, "ADAPTERS", dict(ADAPTERS))
+    register_adapter(
+        OwnTransformer,
+        Adapter(
+            grid=lambda config, arguments: ((1, arguments["rows"], arguments["columns"]),),
+            blocks=(Blocks("layers"),),
+        ),
+    )
+    model, own = tiny_transformers.flux(), OwnTransformer()
+    arguments = tiny_transformers.inputs("flux", model, 6, 8)
+    dense = tiny.flatten(model(**arguments))
+    assert (tiny.flatten(own(6, 8, **arguments)) == dense).all()
+    with apply_patch(own, factor=2, anchors=2) as patch:
+        got = tiny.flatten(own(6, columns=8, **arguments))
+        names = [layer.name for layer in patch._plans[0].patched]
+    assert names == ["layers.0.attn", "layers.1.attn"]
+    assert not (got == dense).all()
+    with apply_patch(model, factor=2, anchors=2) as patch:  # the same blocks of the host's model
+        for layer in patch._plans[0].layers[2:]:
+            layer.rule = Rule(fixed=1)
+        assert (tiny.flatten(model(**arguments)) == got).all()
+
+
+def test_an_adapter_without_blocks_is_refused():
+    with pytest.raises(ConfigError):
+        register_adapter("Nothing", Adapter(grid=lambda config, arguments: (), blocks=()))

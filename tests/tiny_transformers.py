@@ -1,0 +1,392 @@
+"""Joint-attention and video transformers of diffusers at tiny size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import diffusers
+import torch
+from torch import Tensor
+
+import tiny
+from transformer_inputs import FRAMES, INPUTS, TEXT, inputs, position_ids
+
+__all__ = ["FRAMES", "INPUTS", "TEXT", "inputs", "position_ids", "run"]
+
+DIM = 16  # two heads of 8 channels
+
+
+def _build(make: Callable[[], Any], seed: int) -> Any:
+    model = tiny._build(make, seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm_q" in name or "norm_k" in name or "norm_added" in name:
+                parameter.mul_(2.5)  # sharp attention, so that a wrong key shows
+    return model
+
+
+_FLUX = {
+    "in_channels": 4,
+    "num_layers": 1,
+    "num_single_layers": 1,
+    "attention_head_dim": 8,
+    "num_attention_heads": 2,
+    "joint_attention_dim": 8,
+    "axes_dims_rope": (2, 2, 4),
+}
+
+
+def flux(seed: int = 0, **options: Any) -> diffusers.FluxTransformer2DModel:
+    """Two double and two single blocks."""
+    settings = {**_FLUX, "num_layers": 2, "num_single_layers": 2, "pooled_projection_dim": 8}
+    return _build(lambda: diffusers.FluxTransformer2DModel(**{**settings, **options}), seed)
+
+
+def chroma(seed: int = 0) -> diffusers.ChromaTransformer2DModel:
+    """FLUX's blocks, with padded text under a mask."""
+    return _build(
+        lambda: diffusers.ChromaTransformer2DModel(
+            in_channels=4,
+            num_layers=1,
+            num_single_layers=1,
+            attention_head_dim=8,
+            num_attention_heads=2,
+            joint_attention_dim=8,
+            axes_dims_rope=(2, 2, 4),
+            approximator_num_channels=8,
+            approximator_hidden_dim=8,
+            approximator_layers=1,
+        ),
+        seed,
+    )
+
+
+def sd3(seed: int = 0, **options: Any) -> diffusers.SD3Transformer2DModel:
+    """Joint attention without rotary positions."""
+    settings = {
+        "sample_size": 32,
+        "patch_size": 2,
+        "in_channels": 4,
+        "num_layers": 2,
+        "attention_head_dim": 8,
+        "num_attention_heads": 2,
+        "joint_attention_dim": 8,
+        "caption_projection_dim": DIM,
+        "pooled_projection_dim": 8,
+        "out_channels": 4,
+        "pos_embed_max_size": 32,
+    }
+    return _build(lambda: diffusers.SD3Transformer2DModel(**{**settings, **options}), seed)
+
+
+def sd35(seed: int = 0) -> diffusers.SD3Transformer2DModel:
+    """Like SD 3.5 medium: normalised keys, and attention to image tokens only in one block."""
+    return sd3(seed, qk_norm="rms_norm", dual_attention_layers=(0,))
+
+
+def qwen_image(seed: int = 0, **options: Any) -> diffusers.QwenImageTransformer2DModel:
+    """Two double blocks."""
+    settings = {
+        "in_channels": 4,
+        "out_channels": 1,
+        "num_layers": 2,
+        "attention_head_dim": 8,
+        "num_attention_heads": 2,
+        "joint_attention_dim": 8,
+        "axes_dims_rope": (2, 2, 4),
+    }
+    return _build(lambda: diffusers.QwenImageTransformer2DModel(**{**settings, **options}), seed)
+
+
+_WAN = {
+    "num_attention_heads": 2,
+    "attention_head_dim": 8,
+    "in_channels": 4,
+    "out_channels": 4,
+    "text_dim": 8,
+    "freq_dim": 8,
+    "ffn_dim": 16,
+    "num_layers": 2,
+    "rope_max_seq_len": 32,
+}
+
+
+def wan(seed: int = 0, **options: Any) -> diffusers.WanTransformer3DModel:
+    """Two blocks; a token is a 1 x 2 x 2 patch."""
+    return _build(lambda: diffusers.WanTransformer3DModel(**{**_WAN, **options}), seed)
+
+
+def wan_i2v(seed: int = 0) -> diffusers.WanTransformer3DModel:
+    """Image to video: cross-attention to an image as well."""
+    return wan(seed, image_dim=8, added_kv_proj_dim=DIM)
+
+
+def wan_vace(seed: int = 0) -> diffusers.WanVACETransformer3DModel:
+    """A second row of blocks for control."""
+    return _build(
+        lambda: diffusers.WanVACETransformer3DModel(
+            **{**_WAN, "vace_layers": [0], "vace_in_channels": 4}
+        ),
+        seed,
+    )
+
+
+def hunyuan_video(seed: int = 0) -> diffusers.HunyuanVideoTransformer3DModel:
+    """One double and one single block; the text has a refiner of its own."""
+    return _build(
+        lambda: diffusers.HunyuanVideoTransformer3DModel(
+            in_channels=4,
+            out_channels=4,
+            num_attention_heads=2,
+            attention_head_dim=8,
+            num_layers=1,
+            num_single_layers=1,
+            num_refiner_layers=1,
+            patch_size=2,
+            patch_size_t=1,
+            guidance_embeds=True,
+            text_embed_dim=8,
+            pooled_projection_dim=8,
+            rope_axes_dim=(2, 2, 4),
+        ),
+        seed,
+    )
+
+
+def flux2(seed: int = 0) -> diffusers.Flux2Transformer2DModel:
+    """Single blocks project queries, keys, values and the MLP in one."""
+    options = {"axes_dims_rope": (2, 2, 2, 2), "timestep_guidance_channels": 8}
+    return _build(lambda: diffusers.Flux2Transformer2DModel(**{**_FLUX, **options}), seed)
+
+
+def ovis_image(seed: int = 0) -> diffusers.OvisImageTransformer2DModel:
+    """FLUX-like."""
+    return _build(lambda: diffusers.OvisImageTransformer2DModel(**_FLUX, out_channels=4), seed)
+
+
+def longcat_image(seed: int = 0) -> diffusers.LongCatImageTransformer2DModel:
+    """FLUX-like."""
+    return _build(
+        lambda: diffusers.LongCatImageTransformer2DModel(**_FLUX, pooled_projection_dim=8), seed
+    )
+
+
+def bria(seed: int = 0) -> diffusers.BriaTransformer2DModel:
+    """FLUX-like."""
+    return _build(lambda: diffusers.BriaTransformer2DModel(**_FLUX), seed)
+
+
+def bria_fibo(seed: int = 0) -> diffusers.BriaFiboTransformer2DModel:
+    """FLUX-like; every block gets another layer of the text encoder."""
+    options = {"text_encoder_dim": 8}
+    return _build(lambda: diffusers.BriaFiboTransformer2DModel(**{**_FLUX, **options}), seed)
+
+
+def skyreels(seed: int = 0) -> diffusers.SkyReelsV2Transformer3DModel:
+    """Wan-like."""
+    return _build(lambda: diffusers.SkyReelsV2Transformer3DModel(**_WAN), seed)
+
+
+def chrono_edit(seed: int = 0) -> diffusers.ChronoEditTransformer3DModel:
+    """Wan-like."""
+    return _build(lambda: diffusers.ChronoEditTransformer3DModel(**_WAN), seed)
+
+
+def z_image(seed: int = 0) -> diffusers.ZImageTransformer2DModel:
+    """Image and caption in one stream, each filled up to a multiple of 32 tokens."""
+    return _build(
+        lambda: diffusers.ZImageTransformer2DModel(
+            in_channels=4,
+            dim=DIM,
+            n_layers=2,
+            n_refiner_layers=1,
+            n_heads=2,
+            n_kv_heads=2,
+            cap_feat_dim=8,
+            axes_dims=[2, 2, 4],
+            axes_lens=[128, 64, 64],
+        ),
+        seed,
+    )
+
+
+def ltx(seed: int = 0) -> diffusers.LTXVideoTransformer3DModel:
+    """Video only; rotates before it splits the heads."""
+    return _build(
+        lambda: diffusers.LTXVideoTransformer3DModel(
+            in_channels=4,
+            out_channels=4,
+            num_attention_heads=2,
+            attention_head_dim=8,
+            cross_attention_dim=DIM,
+            num_layers=2,
+            caption_channels=8,
+        ),
+        seed,
+    )
+
+
+def cogvideox(seed: int = 0) -> diffusers.CogVideoXTransformer3DModel:
+    """Text and video are joined inside the processor."""
+    return _build(
+        lambda: diffusers.CogVideoXTransformer3DModel(
+            num_attention_heads=2,
+            attention_head_dim=16,  # the least that splits into frames, rows and columns
+            in_channels=4,
+            out_channels=4,
+            time_embed_dim=8,
+            text_embed_dim=8,
+            num_layers=2,
+            sample_width=32,
+            sample_height=32,
+            sample_frames=9,
+            max_text_seq_length=TEXT,
+            use_rotary_positional_embeddings=True,
+        ),
+        seed,
+    )
+
+
+def cogview3(seed: int = 0) -> diffusers.CogView3PlusTransformer2DModel:
+    """Text and image are joined inside the processor; no rotary positions."""
+    return _build(
+        lambda: diffusers.CogView3PlusTransformer2DModel(
+            in_channels=4,
+            out_channels=4,
+            num_layers=2,
+            attention_head_dim=8,
+            num_attention_heads=2,
+            text_embed_dim=8,
+            time_embed_dim=8,
+            condition_dim=2,
+            pos_embed_max_size=32,
+            sample_size=32,
+        ),
+        seed,
+    )
+
+
+def cogview4(seed: int = 0) -> diffusers.CogView4Transformer2DModel:
+    """Text and image are joined inside the processor; rotates halves of a head."""
+    return _build(
+        lambda: diffusers.CogView4Transformer2DModel(
+            in_channels=4,
+            out_channels=4,
+            num_layers=2,
+            attention_head_dim=8,
+            num_attention_heads=2,
+            text_embed_dim=8,
+            time_embed_dim=8,
+            condition_dim=2,
+            rope_axes_dim=(32, 32),
+        ),
+        seed,
+    )
+
+
+def auraflow(seed: int = 0) -> diffusers.AuraFlowTransformer2DModel:
+    """No rotary positions; register tokens join the text."""
+    model = _build(
+        lambda: diffusers.AuraFlowTransformer2DModel(
+            sample_size=32,
+            in_channels=4,
+            num_mmdit_layers=1,
+            num_single_dit_layers=1,
+            attention_head_dim=8,
+            num_attention_heads=2,
+            joint_attention_dim=8,
+            caption_projection_dim=DIM,
+            pos_embed_max_size=32 * 32,
+        ),
+        seed,
+    )
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if ".norm1.linear" in name:
+                parameter.mul_(30)  # the gates are nearly shut otherwise
+    return model
+
+
+def hunyuan_image(seed: int = 0) -> diffusers.HunyuanImageTransformer2DModel:
+    """HunyuanVideo's blocks on a picture."""
+    return _build(
+        lambda: diffusers.HunyuanImageTransformer2DModel(
+            in_channels=4,
+            out_channels=4,
+            num_attention_heads=2,
+            attention_head_dim=8,
+            num_layers=1,
+            num_single_layers=1,
+            num_refiner_layers=1,
+            text_embed_dim=8,
+            rope_axes_dim=(4, 4),
+        ),
+        seed,
+    )
+
+
+def lumina2(seed: int = 0) -> diffusers.Lumina2Transformer2DModel:
+    """Caption and image in one stream; two heads of queries to one of keys."""
+    return _build(
+        lambda: diffusers.Lumina2Transformer2DModel(
+            sample_size=32,
+            in_channels=4,
+            hidden_size=DIM,
+            num_layers=2,
+            num_refiner_layers=1,
+            num_attention_heads=2,
+            num_kv_heads=1,
+            multiple_of=8,
+            axes_dim_rope=(2, 2, 4),
+            axes_lens=(64, 64, 64),
+            cap_feat_dim=8,
+        ),
+        seed,
+    )
+
+
+def flux_controlnet(seed: int = 0) -> diffusers.FluxControlNetModel:
+    """FLUX.1's blocks; its outputs are residuals."""
+    return _build(lambda: diffusers.FluxControlNetModel(**_FLUX, pooled_projection_dim=8), seed)
+
+
+def sd3_controlnet(seed: int = 0) -> diffusers.SD3ControlNetModel:
+    """SD3's blocks."""
+    return _build(
+        lambda: diffusers.SD3ControlNetModel(
+            sample_size=32,
+            in_channels=4,
+            num_layers=1,
+            attention_head_dim=8,
+            num_attention_heads=2,
+            joint_attention_dim=8,
+            caption_projection_dim=DIM,
+            pooled_projection_dim=8,
+            out_channels=4,
+            pos_embed_max_size=32,
+        ),
+        seed,
+    )
+
+
+def qwen_image_controlnet(seed: int = 0) -> diffusers.QwenImageControlNetModel:
+    """Qwen-Image's blocks."""
+    return _build(
+        lambda: diffusers.QwenImageControlNetModel(
+            in_channels=4,
+            out_channels=1,
+            num_layers=1,
+            attention_head_dim=8,
+            num_attention_heads=2,
+            joint_attention_dim=8,
+            axes_dims_rope=(2, 2, 4),
+        ),
+        seed,
+    )
+
+
+@torch.no_grad()
+def run(kind: str, model: Any, height: int, width: int, **options: Any) -> Tensor:
+    """The output of one call, flattened."""
+    return tiny.flatten(model(**inputs(kind, model, height, width, **options)))

@@ -1,0 +1,245 @@
+"""Inputs of one call of the tiny transformers of tests/tiny_transformers.py.
+
+Sizes are (height, width) in tokens, so that every family is asked for the same grid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+TEXT = 5
+FRAMES = 3
+
+
+def position_ids(height: int, width: int, picture: int = 0) -> Tensor:
+    """[height * width, 3], as FLUX's pipelines make them."""
+    ids = torch.zeros(height, width, 3)
+    ids[..., 0] = picture
+    ids[..., 1] += torch.arange(height)[:, None]
+    ids[..., 2] += torch.arange(width)[None]
+    return ids.flatten(0, 1)
+
+
+class Noise:
+    """Random tensors in the dtype and on the device of a model."""
+
+    def __init__(self, model: nn.Module, seed: int) -> None:
+        self.generator = torch.Generator().manual_seed(seed)
+        self.like = next(model.parameters())
+
+    def __call__(self, *shape: int) -> Tensor:
+        return torch.randn(shape, generator=self.generator).to(self.like)
+
+
+def _flux(model: Any, noise: Noise, height: int, width: int, batch: int) -> dict[str, Any]:
+    return {
+        "hidden_states": noise(batch, height * width, 4),
+        "encoder_hidden_states": noise(batch, TEXT, 8),
+        "pooled_projections": noise(batch, 8),
+        "timestep": torch.full((batch,), 0.5),
+        "img_ids": position_ids(height, width),
+        "txt_ids": torch.zeros(TEXT, 3),
+    }
+
+
+def _chroma(model: Any, noise: Noise, height: int, width: int, batch: int) -> dict[str, Any]:
+    inputs = _flux(model, noise, height, width, batch)
+    del inputs["pooled_projections"]
+    mask = torch.ones(batch, TEXT + height * width)
+    mask[0, TEXT - 2 : TEXT] = 0  # padded text
+    return {**inputs, "attention_mask": mask.bool()}
+
+
+def _sd3(model: Any, noise: Noise, height: int, width: int, batch: int) -> dict[str, Any]:
+    return {
+        "hidden_states": noise(batch, 4, 2 * height, 2 * width),
+        "encoder_hidden_states": noise(batch, TEXT, 8),
+        "pooled_projections": noise(batch, 8),
+        "timestep": torch.full((batch,), 500),
+    }
+
+
+def _qwen(model: Any, noise: Noise, height: int, width: int, batch: int) -> dict[str, Any]:
+    mask = torch.ones(batch, TEXT, dtype=torch.bool)
+    mask[0, TEXT - 2 :] = False
+    return {
+        "hidden_states": noise(batch, height * width, 4),
+        "encoder_hidden_states": noise(batch, TEXT, 8),
+        "encoder_hidden_states_mask": mask,
+        "timestep": torch.full((batch,), 0.5),
+        "img_shapes": [[(1, height, width)]] * batch,
+    }
+
+
+def _wan(model: Any, noise: Noise, height: int, width: int, batch: int) -> dict[str, Any]:
+    inputs = {
+        "hidden_states": noise(batch, 4, FRAMES, 2 * height, 2 * width),
+        "encoder_hidden_states": noise(batch, 512 if model.config.image_dim else TEXT, 8),
+        "timestep": torch.full((batch,), 500),
+    }
+    if model.config.image_dim:
+        inputs["encoder_hidden_states_image"] = noise(batch, 3, 8)
+    return inputs
+
+
+def _vace(model: Any, noise: Noise, height: int, width: int, batch: int) -> dict[str, Any]:
+    inputs = _wan(model, noise, height, width, batch)
+    control = noise(batch, 4, FRAMES, 2 * height, 2 * width)
+    return {**inputs, "control_hidden_states": control}
+
+
+def _hunyuan(model: Any, noise: Noise, height: int, width: int, batch: int) -> dict[str, Any]:
+    mask = torch.ones(batch, TEXT)
+    mask[0, TEXT - 2 :] = 0
+    return {
+        "hidden_states": noise(batch, 4, FRAMES, 2 * height, 2 * width),
+        "encoder_hidden_states": noise(batch, TEXT, 8),
+        "encoder_attention_mask": mask,
+        "pooled_projections": noise(batch, 8),
+        "timestep": torch.full((batch,), 500),
+        "guidance": torch.full((batch,), 6.0),
+    }
+
+
+def _flux_like(model: Any, noise: Noise, height: int, width: int, batch: int) -> dict[str, Any]:
+    inputs = _flux(model, noise, height, width, batch)
+    del inputs["pooled_projections"]
+    return inputs
+
+
+def _flux2(model: Any, noise: Noise, height: int, width: int, batch: int) -> dict[str, Any]:
+    inputs = _flux_like(model, noise, height, width, batch)
+    ids = torch.cat([inputs["img_ids"], torch.zeros(height * width, 1)], 1)
+    text = torch.zeros(TEXT, 4)
+    text[:, 3] = torch.arange(TEXT)
+    return {**inputs, "img_ids": ids, "txt_ids": text, "guidance": torch.full((batch,), 4.0)}
+
+
+def _bria_fibo(model: Any, noise: Noise, height: int, width: int, batch: int) -> dict[str, Any]:
+    inputs = _flux_like(model, noise, height, width, batch)
+    return {**inputs, "text_encoder_layers": [noise(batch, TEXT, 8) for _ in range(2)]}
+
+
+def _z_image(model: Any, noise: Noise, height: int, width: int, batch: int) -> dict[str, Any]:
+    return {
+        "x": [noise(4, 1, 2 * height, 2 * width) for _ in range(batch)],
+        "t": torch.full((batch,), 0.5).to(noise.like.dtype),
+        "cap_feats": [noise(TEXT + 30 * index, 8) for index in range(batch)],  # 32 and 64 tokens
+    }
+
+
+def _ltx(model: Any, noise: Noise, height: int, width: int, batch: int) -> dict[str, Any]:
+    return {
+        "hidden_states": noise(batch, FRAMES * height * width, 4),
+        "encoder_hidden_states": noise(batch, TEXT, 8),
+        "encoder_attention_mask": torch.ones(batch, TEXT),
+        "timestep": torch.full((batch,), 500),
+        "num_frames": FRAMES,
+        "height": height,
+        "width": width,
+    }
+
+
+def _cogvideox(model: Any, noise: Noise, height: int, width: int, batch: int) -> dict[str, Any]:
+    from diffusers.models.embeddings import get_3d_rotary_pos_embed
+
+    corners = ((0, 0), (height, width))
+    table = get_3d_rotary_pos_embed(16, corners, (height, width), FRAMES)
+    return {
+        "hidden_states": noise(batch, FRAMES, 4, 2 * height, 2 * width),
+        "encoder_hidden_states": noise(batch, TEXT, 8),
+        "timestep": torch.full((batch,), 500),
+        "image_rotary_emb": table,
+    }
+
+
+def _cogview(model: Any, noise: Noise, height: int, width: int, batch: int) -> dict[str, Any]:
+    size = torch.full((batch, 2), 64.0).to(noise.like.dtype)
+    return {
+        "hidden_states": noise(batch, 4, 2 * height, 2 * width),
+        "encoder_hidden_states": noise(batch, TEXT, 8),
+        "timestep": torch.full((batch,), 500),
+        "original_size": size,
+        "target_size": size,
+        "crop_coords": torch.zeros_like(size),
+    }
+
+
+def _auraflow(model: Any, noise: Noise, height: int, width: int, batch: int) -> dict[str, Any]:
+    return {
+        "hidden_states": noise(batch, 4, 2 * height, 2 * width),
+        "encoder_hidden_states": noise(batch, TEXT, 8),
+        "timestep": torch.full((batch,), 0.5),
+    }
+
+
+def _hunyuan_image(model: Any, noise: Noise, height: int, width: int, batch: int) -> dict[str, Any]:
+    mask = torch.ones(batch, TEXT)
+    mask[0, TEXT - 2 :] = 0
+    return {
+        "hidden_states": noise(batch, 4, height, width),
+        "encoder_hidden_states": noise(batch, TEXT, 8),
+        "encoder_attention_mask": mask,
+        "timestep": torch.full((batch,), 500).to(noise.like.dtype),
+    }
+
+
+def _lumina2(model: Any, noise: Noise, height: int, width: int, batch: int) -> dict[str, Any]:
+    return {
+        "hidden_states": noise(batch, 4, 2 * height, 2 * width),
+        "encoder_hidden_states": noise(batch, TEXT, 8),
+        "encoder_attention_mask": torch.ones(batch, TEXT, dtype=torch.bool),
+        "timestep": torch.full((batch,), 0.5),
+    }
+
+
+def _conditioned(make: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
+    """The same with a condition of the latent's shape."""
+
+    def inputs(model: Any, noise: Noise, *size: int) -> dict[str, Any]:
+        others = make(model, noise, *size)
+        return {**others, "controlnet_cond": noise(*others["hidden_states"].shape)}
+
+    return inputs
+
+
+INPUTS: dict[str, Callable[..., dict[str, Any]]] = {
+    "flux": _flux,
+    "chroma": _chroma,
+    "sd3": _sd3,
+    "sd35": _sd3,
+    "qwen_image": _qwen,
+    "wan": _wan,
+    "wan_i2v": _wan,
+    "wan_vace": _vace,
+    "hunyuan_video": _hunyuan,
+    "hunyuan_image": _hunyuan_image,
+    "flux2": _flux2,
+    "ovis_image": _flux_like,
+    "longcat_image": _flux_like,
+    "bria": _flux_like,
+    "bria_fibo": _bria_fibo,
+    "skyreels": _wan,
+    "chrono_edit": _wan,
+    "z_image": _z_image,
+    "ltx": _ltx,
+    "cogvideox": _cogvideox,
+    "cogview3": _cogview,
+    "cogview4": _cogview,
+    "auraflow": _auraflow,
+    "lumina2": _lumina2,
+    "flux_controlnet": _conditioned(_flux),
+    "sd3_controlnet": _conditioned(_sd3),
+    "qwen_image_controlnet": _conditioned(_qwen),
+}
+
+
+def inputs(
+    kind: str, model: Any, height: int, width: int, batch: int = 2, seed: int = 0
+) -> dict[str, Any]:
+    """Arguments of ``model(**...)`` for a grid in tokens; ``kind`` is the builder's name."""
+    return INPUTS[kind](model, Noise(model, seed), height, width, batch)
