@@ -28,6 +28,7 @@ from tokendown.generate import Request, compare, describe, make_picture, open_pi
 from tokendown.models import blueprint, builtin, loading
 from tokendown.models.sources import kind_of, pick_device, pick_dtype
 from tokendown.sampling import check_pipeline, fitting_size
+from tokendown.summary import summary
 
 CPU = {"device": torch.device("cpu"), "dtype": torch.float32}
 
@@ -113,7 +114,8 @@ def test_comparison_is_the_dense_and_the_patched_picture(opened):
     assert result.summary.predicted_speedup > 1
     assert not is_patched(pipe)
     window = replace(request, config=PatchConfig(factor=2, start=0.5))  # one of two steps
-    result = replace(result, patched=replace(patched, request=window))
+    plan = summary(pipe, window.config, height=window.height, width=window.width)
+    result = replace(result, patched=replace(patched, request=window), summary=plan)
     whole = result.summary.predicted_speedup
     assert result.predicted_speedup == pytest.approx(2 / (1 + 1 / whole))
 
