@@ -25,10 +25,11 @@ from tokendown import (
     pictures,
 )
 from tokendown._errors import GenerateError, LoadError
-from tokendown.generate import Request, compare, describe, make_picture, open_pipeline, predict
+from tokendown.generate import Request, compare, describe, make_picture, open_pipeline
 from tokendown.models import blueprint, builtin, loading
 from tokendown.models.sources import kind_of, pick_device, pick_dtype
 from tokendown.sampling import check_pipeline, fitting_size
+from tokendown.summary import summary
 
 CPU = {"device": torch.device("cpu"), "dtype": torch.float32}
 
@@ -114,9 +115,8 @@ def test_comparison_is_the_dense_and_the_patched_picture(opened):
     assert result.summary.predicted_speedup > 1
     assert not is_patched(pipe)
     window = replace(request, config=PatchConfig(factor=2, start=0.5))  # one of two steps
-    result = replace(
-        result, patched=replace(patched, request=window), summary=predict(pipe, window)
-    )
+    plan = summary(pipe, window.config, height=window.height, width=window.width)
+    result = replace(result, patched=replace(patched, request=window), summary=plan)
     whole = result.summary.predicted_speedup
     assert result.predicted_speedup == pytest.approx(2 / (1 + 1 / whole))
 
