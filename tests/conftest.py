@@ -30,7 +30,7 @@ def originals(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def pipeline_folder(tmp_path_factory):
+def saved(tmp_path_factory):
     """Name to the folder of that pipeline in tests/tiny_pipelines.py, saved when first asked for.
 
     A second argument makes a pipeline that is not there: it is called with a folder for files.

@@ -16,8 +16,8 @@ from tokendown.cli.options import parse_parameters
 # Pictures that go in
 
 
-def test_an_edit_and_the_same_again(pipeline_folder, originals, tmp_path):
-    words = ("a cat", "--model", pipeline_folder("pix2pix"), "--steps", 2, "--factor", 2)
+def test_an_edit_and_the_same_again(saved, originals, tmp_path):
+    words = ("a cat", "--model", saved("pix2pix"), "--steps", 2, "--factor", 2)
     words = (*words, "--set", "image_guidance_scale=2")
     assert "give --image FILE" in run_for_error("generate", *words, "--out", tmp_path)
     generate(*words, "--image", originals / "in.png", "--out", tmp_path)
@@ -39,13 +39,13 @@ def test_an_edit_and_the_same_again(pipeline_folder, originals, tmp_path):
     assert frames_of(tmp_path / "small" / made.name).shape == (1, 16, 32, 3)
 
 
-def test_a_repeat_with_another_file_is_refused(pipeline_folder, originals, tmp_path):
+def test_a_repeat_with_another_file_is_refused(saved, originals, tmp_path):
     copy = tmp_path / "mine.png"
     copy.write_bytes((originals / "in.png").read_bytes())
     words = (
         "a",
         "--model",
-        pipeline_folder("pix2pix"),
+        saved("pix2pix"),
         "--steps",
         1,
         "--dense",
@@ -66,14 +66,14 @@ def test_a_repeat_with_another_file_is_refused(pipeline_folder, originals, tmp_p
     assert numpy.array_equal(repeat, made)
 
 
-def test_inpainting_takes_a_mask(pipeline_folder, originals, tmp_path):
+def test_inpainting_takes_a_mask(saved, originals, tmp_path):
     def make(files):
         return tiny.sd_pipeline(files, kind="StableDiffusionInpaintPipeline")
 
     words = (
         "a",
         "--model",
-        pipeline_folder("inpaint", make),
+        saved("inpaint", make),
         "--steps",
         2,
         "--dense",
@@ -93,14 +93,14 @@ def test_inpainting_takes_a_mask(pipeline_folder, originals, tmp_path):
     assert part.shape == original.shape
 
 
-def test_comparison_from_a_picture_warms_up_with_steps_enough(pipeline_folder, originals, tmp_path):
+def test_comparison_from_a_picture_warms_up_with_steps_enough(saved, originals, tmp_path):
     def make(files):
         return tiny.sd_pipeline(files, kind="StableDiffusionImg2ImgPipeline")
 
     words = (
         "a",
         "--model",
-        pipeline_folder("img2img", make),
+        saved("img2img", make),
         "--image",
         originals / "in.png",
         "--steps",
@@ -112,10 +112,10 @@ def test_comparison_from_a_picture_warms_up_with_steps_enough(pipeline_folder, o
     assert numbers["psnr_db"] > 5
 
 
-def test_a_film_from_a_picture(pipeline_folder, originals, tmp_path):
+def test_a_film_from_a_picture(saved, originals, tmp_path):
     words = (
         "--model",
-        pipeline_folder("svd"),
+        saved("svd"),
         "--image",
         originals / "in.png",
         "--steps",
@@ -136,9 +136,9 @@ def test_a_film_from_a_picture(pipeline_folder, originals, tmp_path):
     assert "min_guidance_scale" in run_for_error("generate", *words, "--guidance", 3)
 
 
-def test_pictures_that_are_none(pipeline_folder, originals, tmp_path):
+def test_pictures_that_are_none(saved, originals, tmp_path):
     (tmp_path / "text.png").write_text("hello")
-    words = ("generate", "a", "--model", pipeline_folder("pix2pix"), "--image")
+    words = ("generate", "a", "--model", saved("pix2pix"), "--image")
     assert "not a readable picture" in run_for_error(*words, tmp_path / "text.png")
     assert "no such file" in run_for_error(*words, tmp_path / "gone.png")
     assert "give --image" in run_for_error("generate", "a", "--mask", originals / "mask.png")
@@ -147,11 +147,11 @@ def test_pictures_that_are_none(pipeline_folder, originals, tmp_path):
 # Joint attention, and what its pipelines call their arguments
 
 
-def test_flux(pipeline_folder, tmp_path):
+def test_flux(saved, tmp_path):
     words = (
         "a cat",
         "--model",
-        pipeline_folder("flux"),
+        saved("flux"),
         "--steps",
         2,
         "--dense",
@@ -176,14 +176,14 @@ def test_flux(pipeline_folder, tmp_path):
     assert not numpy.array_equal(frames_of(tmp_path / "a-cat-0-2.png"), frames_of(made))
 
 
-def test_flux_without_guidance(pipeline_folder, tmp_path):
+def test_flux_without_guidance(saved, tmp_path):
     def make(files):
         return tiny_pipelines.flux(files, guidance_embeds=False)
 
     words = (
         "a",
         "--model",
-        pipeline_folder("schnell", make),
+        saved("schnell", make),
         "--steps",
         1,
         "--dense",
@@ -197,7 +197,7 @@ def test_flux_without_guidance(pipeline_folder, tmp_path):
     generate("--from", tmp_path / "a-0.png", "--out", tmp_path / "again")
 
 
-def test_flux_kontext_makes_the_size_that_was_asked_for(pipeline_folder, tmp_path):
+def test_flux_kontext_makes_the_size_that_was_asked_for(saved, tmp_path):
     """Its call scales every size to a million pixels, unless it is told another area."""
 
     def make(files):
@@ -206,7 +206,7 @@ def test_flux_kontext_makes_the_size_that_was_asked_for(pipeline_folder, tmp_pat
     words = (
         "a",
         "--model",
-        pipeline_folder("kontext", make),
+        saved("kontext", make),
         "--steps",
         1,
         "--dense",
@@ -217,8 +217,8 @@ def test_flux_kontext_makes_the_size_that_was_asked_for(pipeline_folder, tmp_pat
     assert frames_of(tmp_path / "a-0.png").shape == (1, 16, 32, 3)
 
 
-def test_sd3(pipeline_folder, tmp_path):
-    words = ("a cat", "--model", pipeline_folder("sd3"), "--steps", 2, "--dense", "--out", tmp_path)
+def test_sd3(saved, tmp_path):
+    words = ("a cat", "--model", saved("sd3"), "--steps", 2, "--dense", "--out", tmp_path)
     generate(*words, "-n", "blur")
     made = tmp_path / "a-cat-0.png"
     assert frames_of(made).shape == (1, 32, 32, 3)  # its native size
@@ -245,10 +245,8 @@ def test_sd3(pipeline_folder, tmp_path):
         (("--image", "in.png"), "takes no image; it takes"),
     ],
 )
-def test_what_a_call_does_not_take_is_refused(pipeline_folder, tmp_path, words, part):
-    line = run_for_error(
-        "generate", "a", "--model", pipeline_folder("flux"), *words, "--out", tmp_path / "o"
-    )
+def test_what_a_call_does_not_take_is_refused(saved, tmp_path, words, part):
+    line = run_for_error("generate", "a", "--model", saved("flux"), *words, "--out", tmp_path / "o")
     assert part in line
     assert not (tmp_path / "o").exists()
 

@@ -38,8 +38,8 @@ def generate(*words, code=0):
 # Films
 
 
-def test_a_film_and_the_same_again(pipeline_folder, tmp_path):
-    words = ("a cat", "-n", "blur", "--model", pipeline_folder("animatediff"), "--steps", 2,
+def test_a_film_and_the_same_again(saved, tmp_path):
+    words = ("a cat", "-n", "blur", "--model", saved("animatediff"), "--steps", 2,
              "--size", "40x24", "--factor", 2, "--frames", 5, "--fps", 4)  # fmt: skip
     record = generate(*words, "--seed", 7, "--out", tmp_path / "made")
     made = tmp_path / "made" / "a-cat-7.png"
@@ -59,9 +59,9 @@ def test_a_film_and_the_same_again(pipeline_folder, tmp_path):
     assert not numpy.array_equal(frames_of(tmp_path / "dense" / made.name), frames_of(made))
 
 
-def test_the_film_is_what_the_pipeline_makes(pipeline_folder, originals, tmp_path):
+def test_the_film_is_what_the_pipeline_makes(saved, originals, tmp_path):
     """Against a call by hand of a pipeline that was never near tokendown."""
-    generate("a cat", "--model", pipeline_folder("animatediff"), "--steps", 2, "--size", "40x24",
+    generate("a cat", "--model", saved("animatediff"), "--steps", 2, "--size", "40x24",
              "--dense",
              "--frames", 3, "--guidance", 3, "--out", tmp_path)  # fmt: skip
     pipe = tiny_pipelines.animatediff(originals / "tokenizer")
@@ -74,8 +74,8 @@ def test_the_film_is_what_the_pipeline_makes(pipeline_folder, originals, tmp_pat
     assert numpy.array_equal(frames_of(tmp_path / "a-cat-0.png"), expected)
 
 
-def test_comparison_of_films(pipeline_folder, tmp_path):
-    words = ("a cat", "--model", pipeline_folder("animatediff"), "--steps", 2, "--size", "40x24",
+def test_comparison_of_films(saved, tmp_path):
+    words = ("a cat", "--model", saved("animatediff"), "--steps", 2, "--size", "40x24",
              "--frames", 3, "--out", tmp_path)  # fmt: skip
     [numbers] = generate(*words, "--factor", 2, "--anchors", 3, "--compare")["images"]
     names = [f"a-cat-0-{part}.png" for part in ("compare", "dense", "patched")]
@@ -104,8 +104,8 @@ def test_equal_frames_stay_exact(tmp_path):
     assert pictures.read_settings(path) == {"a": 1}
 
 
-def test_wan_film(pipeline_folder, tmp_path):
-    words = ("a cat", "--model", pipeline_folder("wan"), "--steps", 2, "--dense", "--out", tmp_path)
+def test_wan_film(saved, tmp_path):
+    words = ("a cat", "--model", saved("wan"), "--steps", 2, "--dense", "--out", tmp_path)
     generate(*words, "--frames", 5, "--size", "48x32")
     made = frames_of(tmp_path / "a-cat-0.png")
     assert made.shape == (5, 32, 48, 3)
@@ -129,17 +129,17 @@ def test_wan_defaults_come_from_its_call(originals):
     assert fitting_size(pipe, tall) == (816, 496)
 
 
-def test_too_many_frames_for_a_motion_model(pipeline_folder, tmp_path):
-    words = ("a", "--model", pipeline_folder("animatediff"), "--frames", 9, "--out", tmp_path)
+def test_too_many_frames_for_a_motion_model(saved, tmp_path):
+    words = ("a", "--model", saved("animatediff"), "--frames", 9, "--out", tmp_path)
     assert "at most 8" in run_for_error("generate", *words)
 
 
-def test_films_in_mp4_need_a_package(pipeline_folder, tmp_path, monkeypatch):
+def test_films_in_mp4_need_a_package(saved, tmp_path, monkeypatch):
     monkeypatch.setattr(util, "find_spec", lambda name: None)
     words = (
         "a",
         "--model",
-        pipeline_folder("animatediff"),
+        saved("animatediff"),
         "--format",
         "mp4",
         "--out",
@@ -172,9 +172,9 @@ def _box(kind, payload, wide=False):
     return (8 + len(payload)).to_bytes(4, "big") + kind + payload
 
 
-def test_mp4_files(pipeline_folder, tmp_path):
+def test_mp4_files(saved, tmp_path):
     pytest.importorskip("imageio_ffmpeg")
-    words = ("a cat", "--model", pipeline_folder("animatediff"), "--steps", 1, "--size", "40x24",
+    words = ("a cat", "--model", saved("animatediff"), "--steps", 1, "--size", "40x24",
              "--dense",
              "--frames", 3)  # fmt: skip
     generate(*words, "--format", "mp4", "--out", tmp_path)
@@ -192,11 +192,11 @@ def test_mp4_files(pipeline_folder, tmp_path):
 # summary
 
 
-def test_summary_counts_the_frames(pipeline_folder):
+def test_summary_counts_the_frames(saved):
     words = (
         "summary",
         "--model",
-        pipeline_folder("svd"),
+        saved("svd"),
         "--size",
         "32x24",
         "--factor",
@@ -209,11 +209,11 @@ def test_summary_counts_the_frames(pipeline_folder):
     assert many["layers"][0]["grid"] == few["layers"][0]["grid"] == [12, 16]
 
 
-def test_scales_from_configurations_alone(pipeline_folder):
+def test_scales_from_configurations_alone(saved):
     """Against what the pipelines of diffusers say of themselves."""
     for name, expected in (("wan", (8, 4)), ("flux", (2, None))):
-        _, spatial = blueprint.load_skeleton(str(pipeline_folder(name)))
-        assert (spatial, blueprint.frame_scale(str(pipeline_folder(name)))) == expected
+        _, spatial = blueprint.load_skeleton(str(saved(name)))
+        assert (spatial, blueprint.frame_scale(str(saved(name)))) == expected
 
 
 @pytest.mark.parametrize(
