@@ -24,7 +24,7 @@ check: setup
 	$(BIN)/mypy
 
 demo: setup
-	$(BIN)/tokendown generate "a red heart" --compare --size 512x512 --out out/demo
+	$(BIN)/tokendown generate "red apple on a blue background" --seed 1 --compare --size 512x512 --out out/demo
 
 # Both can be stopped at any time and called again: what is measured is not measured again.
 bench: setup

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .captions import COLOURS, PALETTE, Concept
+from .captions import COLOURS, PALETTE, Concept, held_out
 from .classifier import Classifier, lay_over, shrink
 from .data import Pictures
 
@@ -29,15 +29,17 @@ Question = tuple[Concept, str, str, str]
 
 
 def questions(concepts: list[Concept], count: int, seed: int) -> list[Question]:
-    """Every concept and colour about equally often, in both phrasings by turns."""
+    """Every concept about equally often, in both phrasings by turns, over a colour that it was
+    never trained on where there is one.
+    """
     rng = random.Random(seed)
     chosen = [
         c for _ in range(count // len(concepts) + 1) for c in rng.sample(concepts, len(concepts))
     ]
-    colours = (list(COLOURS) * (count // len(COLOURS) + 1))[:count]
-    rng.shuffle(colours)
     asked = []
-    for number, (concept, colour) in enumerate(zip(chosen, colours, strict=False)):
+    for number, concept in enumerate(chosen[:count]):
+        unseen = [colour for colour in COLOURS if held_out(concept, colour)]
+        colour = rng.choice(unseen or COLOURS)
         phrasing = list(PHRASINGS)[number % 2]
         prompt = PHRASINGS[phrasing].format(noun=concept.nouns[0], colour=colour)
         asked.append((concept, colour, phrasing, prompt))
@@ -84,6 +86,15 @@ def judge(
     for phrasing in PHRASINGS:
         some = [m for m, q in zip(marks["subject"], asked, strict=True) if q[2] == phrasing]
         shares[f"subject_{phrasing.replace(' ', '_')}"] = _share(some)
+    unseen = [
+        mark
+        for mark, q in zip(marks["subject_and_background"], asked, strict=True)
+        if held_out(q[0], q[1])
+    ]
+    shares |= {
+        "pairs_never_trained_on": len(unseen),
+        "subject_and_background_of_these": _share(unseen),
+    }
     found = distances(pixels, pictures, colours)
     owner = [concept for concept in concepts for _ in concept.variants]
     own = [

@@ -82,6 +82,8 @@ def open_pipeline(request: Request) -> tuple[Any, Request]:
         steps = builtin.STEPS if builtin.trained_folder() else builtin.RANDOM_STEPS
     if steps is None:
         steps = known["num_inference_steps"].default
+    if guidance is None and request.model == builtin.NAME:
+        guidance = builtin.GUIDANCE
     if guidance is None and uses_guidance(pipe):
         guidance = known["guidance_scale"].default
     request = _with_hashes(request)

@@ -15,6 +15,7 @@ import torch
 NAME = "built-in"
 NATIVE = 256  # pixels
 STEPS = 20
+GUIDANCE = 3.0  # that its pictures were judged at; more burns the colours
 RANDOM_STEPS = 2
 RANDOM_WARNING = "random weights: no trained model is in this installation, the picture is noise"
 
