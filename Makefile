@@ -4,7 +4,7 @@ BIN := .venv/bin
 # Two workers with one thread each beat one worker with two threads on tiny models.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
-.PHONY: setup test check demo bench bench-gpu table clean
+.PHONY: setup test check demo paper bench bench-gpu table clean
 
 setup: .venv/.done
 
@@ -25,6 +25,15 @@ check: setup
 
 demo: setup
 	$(BIN)/tokendown generate "red apple on a blue background" --seed 1 --compare --size 512x512 --out out/demo
+
+# Every table and figure of paper/ again, from the shipped model. QUICK=--quick tries the scripts.
+paper: setup
+	$(BIN)/python scripts/fetch_metrics.py
+	$(BIN)/python -m paper.sinks $(if $(QUICK),$(QUICK),--rounds 3 --json paper/results/sinks.json)
+	$(BIN)/python -m paper.terrain_table $(QUICK)
+	$(BIN)/python -m paper.levels $(QUICK)
+	$(BIN)/python -m paper.table1 $(if $(QUICK),$(QUICK),--size 256 512 --count 2)
+	$(BIN)/python -m paper.figure4 $(if $(QUICK),$(QUICK),--prompts 2)
 
 # Both can be stopped at any time and called again: what is measured is not measured again.
 bench: setup

@@ -102,8 +102,6 @@ def _check_inputs(pipe: Any, request: Request, known: Mapping[str, inspect.Param
         raise ConfigError(f"{_name(pipe)} needs a picture to start from: give --image FILE")
     if "mask_image" in known and request.mask is None:
         raise ConfigError(f"{_name(pipe)} needs --mask FILE, white where the image may change")
-    if "prompt" in known and not request.prompt and request.image is None:
-        raise ConfigError(f"{_name(pipe)}: expected a prompt")
     given = {"prompt", *IMAGE_NAMES, "mask_image", *request.parameters}
     missing = [name for name, each in known.items() if _needed(each) and name not in given]
     if missing:

@@ -1,0 +1,132 @@
+"""What self-attention is worth at each level of a U-Net, and what fewer keys cost there.
+
+    python -m paper.levels             # the built-in model; paper/results/levels.json and .md
+    python -m paper.levels --quick     # under a minute, fewer of everything, no file
+
+Two questions for every level that has self-attention on an image grid: how much do pictures change
+when it is switched off, and how much when it keeps the keys of a grid, with and without anchors?
+A low second number means something only where the first is high. Error: mean squared difference of
+the final latents over the variance of the dense ones; median (lowest to highest picture).
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from paper.report import RESULTS, environment, markdown, spread, write
+from paper.table1 import PROMPTS
+from torch import Tensor
+
+from tokendown import apply_patch
+from tokendown import generate as gen
+from tokendown.adapters.families import make_plan
+from tokendown.models import builtin
+
+FACTORS = (2, 4)
+ANCHORS = (0, 8, 32)
+
+
+class NoAttention:
+    """An attention processor that adds nothing to the residual stream."""
+
+    def __call__(self, attn: object, hidden_states: Tensor, *_: object, **__: object) -> Tensor:
+        return torch.zeros_like(hidden_states)
+
+
+@contextmanager
+def without(unet: Any, names: list[str]) -> Iterator[None]:
+    """Self-attention of these layers switched off."""
+    before = dict(unet.attn_processors)
+    off = {f"{name}.processor": NoAttention() for name in names}
+    unet.set_attn_processor(before | off)
+    try:
+        yield
+    finally:
+        unet.set_attn_processor(before)
+
+
+def latents(pipe: Any, request: gen.Request, prompts: tuple[str, ...]) -> list[Tensor]:
+    """Final latents of one picture a prompt; its number is the seed."""
+    found = []
+    for seed, prompt in enumerate(prompts):
+        generator = torch.Generator().manual_seed(seed)
+        out = pipe(
+            prompt, num_inference_steps=request.steps, guidance_scale=request.guidance,
+            width=request.width, height=request.height, generator=generator, output_type="latent",
+        )  # fmt: skip
+        found.append(out.images[0])
+    return found
+
+
+def errors(got: list[Tensor], dense: list[Tensor]) -> list[float]:
+    """One a picture."""
+    return [
+        ((a - b).square().mean() / b.var()).item() for a, b in zip(got, dense, strict=True)
+    ]  # fmt: skip
+
+
+def rows(pipe: Any, request: gen.Request, prompts: tuple[str, ...]) -> list[dict[str, Any]]:
+    """Every level with every change."""
+    levels: dict[int, list[str]] = {}
+    for layer in make_plan(pipe.unet, None).layers:
+        levels.setdefault(layer.downsample, []).append(layer.name)
+    dense = latents(pipe, request, prompts)
+    found = []
+
+    def note(level: int, what: str) -> None:
+        error = spread(errors(latents(pipe, request, prompts), dense))
+        found.append({"downsampling": level, "layers": len(levels[level]), "what": what, **error})
+        print(f"downsampling {level}, {what}: {error['median']:.2g}", flush=True)
+
+    for level, names in sorted(levels.items()):
+        with without(pipe.unet, names):
+            note(level, "switched off")
+        for factor in FACTORS:
+            for anchors in ANCHORS:
+                with apply_patch(pipe, factor={level: factor}, anchors=anchors):
+                    note(level, f"factor {factor}, {anchors} anchors")
+    return found
+
+
+def table(found: list[dict[str, Any]]) -> str:
+    """One line a change, one column a level."""
+    levels = sorted({row["downsampling"] for row in found})
+    cell = {
+        (row["what"], row["downsampling"]): f"{row['median']:.2g} ({row['low']:.2g} to "
+        f"{row['high']:.2g})"
+        for row in found
+    }
+    head = ["self-attention", *(f"downsampling {level}" for level in levels)]
+    names = dict.fromkeys(row["what"] for row in found)
+    return markdown(head, [[what, *(cell[what, level] for level in levels)] for what in names])
+
+
+def main() -> None:
+    """Measures and writes."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--size", type=int, default=builtin.NATIVE, help="pixels, square")
+    parser.add_argument("--steps", type=int, default=builtin.STEPS)
+    parser.add_argument("--count", type=int, default=4, help="of the prompts")
+    parser.add_argument("--quick", action="store_true", help="a trial of the script; no file")
+    a = parser.parse_args()
+    if a.quick:
+        a.steps, a.count = 1, 1
+    pipe, request = gen.open_pipeline(
+        gen.Request(width=a.size, height=a.size, steps=a.steps, config=None)
+    )
+    pipe.set_progress_bar_config(disable=True)
+    prompts = PROMPTS[: a.count]
+    found = rows(pipe, request, prompts)
+    if a.quick:
+        return
+    settings = {"size": a.size, "steps": a.steps, "guidance": request.guidance, "prompts": prompts}
+    record = {"command": "python -m paper.levels", **settings, **environment(), "rows": found}
+    write(RESULTS / "levels.json", record, table(found))
+
+
+if __name__ == "__main__":
+    main()
