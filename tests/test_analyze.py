@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import reference
 import tiny
+import tiny_transformers
 from tokendown import ConfigError, Grid, UnsupportedModelError, apply_patch
 from tokendown.adapters.families import make_plan
 from tokendown.analyze import Analysis, analyze, measures, svg
@@ -245,7 +246,7 @@ def test_refusals(pipe):
     with apply_patch(pipe, factor=2), pytest.raises(ConfigError, match="remove_patch"):
         analyze(pipe, REQUEST, ["a cat"])
     with pytest.raises(UnsupportedModelError):
-        Probe(tiny.sd3_transformer(), [(2, 0)], 8)
+        Probe(tiny_transformers.sd3(), [(2, 0)], 8)
 
 
 # The page

@@ -123,6 +123,7 @@ def _read_flag(text: str) -> bool:
 
 _BY_TYPE: dict[str, Callable[[str], Any]] = {
     "int | None": int,
+    "int": int,
     "float": float,
     "bool": _read_flag,
     "Method": str,
