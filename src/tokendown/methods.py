@@ -4,6 +4,7 @@ dense                       no patch
 paper  auto                 a preset
 factor=2,anchors=0          options of PatchConfig; a preset may come first: auto,anchors=8
 factor=1:4+2:2              a factor for each level
+plan=FILE                   layer by layer, from tokendown tune
 tomesd=0.75,stride=2        the package tomesd, with its ratio; U-Nets only
 """
 
@@ -21,6 +22,7 @@ from ._errors import ConfigError, UnsupportedModelError
 from .adapters.families import make_plan
 from .config import PatchConfig, Preset
 from .patch import apply_patch, find_denoisers
+from .tuned import Options, TunedPlan
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class Method:
     """
 
     name: str  # decides the rest, so that it alone is compared and hashed
-    config: PatchConfig | None = field(default=None, compare=False)
+    config: Options | None = field(default=None, compare=False)
     tomesd: tuple[float, int] | None = field(default=None, compare=False)
 
     @contextmanager
@@ -71,6 +73,7 @@ class Method:
 
 
 DENSE = Method("dense")
+PLAN = "plan="
 
 
 def parse_method(text: str) -> Method:
@@ -78,7 +81,10 @@ def parse_method(text: str) -> Method:
 
     Raises:
         ConfigError: it reads otherwise, or an option is unknown or out of range.
+        LoadError: a plan cannot be read.
     """
+    if text.startswith(PLAN):
+        return Method(text, TunedPlan.load(text.removeprefix(PLAN)))
     name = text.replace(" ", "")
     if name == DENSE.name:
         return DENSE
@@ -100,8 +106,8 @@ def _read_pairs(
         name, equals, value = part.partition("=")
         if not equals or name not in readers:
             raise ConfigError(
-                f"expected a method such as dense, paper, auto, factor=2,anchors=0 or tomesd=0.75 "
-                f"(options: {', '.join(readers)}), got {text!r} with {part!r}"
+                f"expected a method such as dense, paper, auto, factor=2,anchors=0, plan=FILE or "
+                f"tomesd=0.75 (options: {', '.join(readers)}), got {text!r} with {part!r}"
             )
         try:
             options[name] = readers[name](value)

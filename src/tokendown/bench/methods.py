@@ -28,7 +28,7 @@ DEFAULT = (
     DENSE, "paper", "auto", "minimal", "nearest", "nearest-exact", "tomesd-equal", "tomesd-half",
     "bound",
 )  # fmt: skip
-_FURTHER = re.compile(r"(factor|budget) (\S+)")
+_FURTHER = re.compile(r"(factor|budget) (\S+)")  # as recorded before the common notation
 
 
 @dataclass(frozen=True)

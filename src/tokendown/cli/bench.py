@@ -56,6 +56,7 @@ def bench(
     budget: Annotated[
         list[int] | None, _option("One more method: auto with this budget.", _WHAT)
     ] = None,
+    plan: opt.Plans = None,
     whole: Annotated[
         bool | None, _option("Whole pictures instead of one step.", _WHAT, "--whole")
     ] = None,
@@ -145,6 +146,7 @@ def read_jobs(given: Mapping[str, Any]) -> list[Job]:
         changes["sizes"] = tuple(_size(text) for text in given["size"])
     more = [f"factor {_plain_factor(text)}" for text in given.get("factor") or ()]
     more += [f"budget {keys}" for keys in given.get("budget") or ()]
+    more += [f"plan={path}" for path in given.get("plan") or ()]
     if given.get("method"):
         changes["methods"] = (*given["method"], *more)
     elif more:
