@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, fields
 from typing import Any, get_args
 
 import torch
+from torch import nn
 
 from ._errors import ConfigError, UnsupportedModelError
 from .adapters.families import make_plan
@@ -56,7 +57,7 @@ class Method:
             with apply_patch(pipe, self.config):
                 yield
         elif self.tomesd is not None:
-            with _tomesd(pipe, *self.tomesd, seed):
+            with _merge(pipe, *self.tomesd, seed):
                 yield
         else:
             yield
@@ -162,13 +163,8 @@ def _read_tomesd(text: str, first: str, rest: list[str]) -> tuple[float, int]:
     return ratio, stride
 
 
-@contextmanager
-def _tomesd(pipe: Any, ratio: float, stride: int, seed: int) -> Iterator[None]:
-    """Merges tokens around the self-attention of the finest level that has one."""
-    try:
-        import tomesd
-    except ImportError as error:
-        raise ConfigError("the method tomesd needs: pip install tomesd") from error
+def _merge(pipe: Any, ratio: float, stride: int, seed: int) -> AbstractContextManager[None]:
+    """On the finest level that has self-attention; what a pipeline lacks for it is an error."""
     denoiser = find_denoisers(pipe)[0]
     if getattr(pipe, "unet", None) is None:
         raise UnsupportedModelError(
@@ -176,10 +172,37 @@ def _tomesd(pipe: Any, ratio: float, stride: int, seed: int) -> Iterator[None]:
             f"{type(denoiser).__name__}"
         )
     level = min(layer.downsample for layer in make_plan(denoiser, None).layers)
+    return merged(denoiser, ratio, stride, level, seed)
+
+
+@contextmanager
+def merged(
+    model: nn.Module, ratio: float, stride: int, level: int = 1, seed: int = 0
+) -> Iterator[None]:
+    """tomesd around the self-attention of a U-Net; the one place that calls the package.
+
+    Args:
+        model: the U-Net, with weights or without.
+        ratio: part of the tokens that is merged.
+        stride: of its destination tokens, per side.
+        level: greatest downsampling at which tokens are merged.
+        seed: of what it draws at random; torch's own state is put back afterwards.
+
+    Raises:
+        ConfigError: tomesd is not installed.
+    """
+    try:
+        import tomesd
+    except ImportError as error:
+        raise ConfigError("the method tomesd needs: pip install tomesd") from error
+    before = {module: set(vars(module)) for module in model.modules()}
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)  # its generator starts from torch's state
-        tomesd.apply_patch(pipe, ratio=ratio, sx=stride, sy=stride, max_downsample=level)
         try:
+            tomesd.apply_patch(model, ratio=ratio, sx=stride, sy=stride, max_downsample=level)
             yield
         finally:
-            tomesd.remove_patch(pipe)
+            tomesd.remove_patch(model)
+            for module, names in before.items():  # it leaves its settings behind
+                for name in set(vars(module)) - names:
+                    delattr(module, name)

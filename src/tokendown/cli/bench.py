@@ -40,13 +40,15 @@ def bench(
     model: opt.Model = None,
     shape: Annotated[
         str | None,
-        _option("Random weights in the shape of sd15, sd21, sdxl or pixart-sigma.", _WHAT),
+        _option("Random weights in the shape of sd15, sd21, sdxl, pixart-sigma, flux, sd3, "
+                "sd35-medium, qwen-image, z-image, wan-1.3b, wan-14b or hunyuan-video.", _WHAT),
     ] = None,
     size: Sizes = None,
     method: Annotated[
         list[str] | None,
         _option("dense, paper, auto, minimal, nearest, nearest-exact, tomesd-equal, tomesd-half, "
-                "bound; may be repeated. Default: all.", _WHAT),
+                "bound; may be repeated. Default: all. Also a "
+                "patch: factor=2,anchors=0.", _WHAT),
     ] = None,
     factor: Annotated[
         list[str] | None,
