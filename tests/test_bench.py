@@ -256,7 +256,16 @@ def test_published_shapes_have_the_published_number_of_weights():
         "sd21": 865_910_724,
         "sdxl": 2_567_463_684,
         "pixart-sigma": 610_856_096,
+        "flux": 11_901_408_320,
+        "sd3": 2_028_328_000,
+        "sd35-medium": 2_243_171_520,
+        "qwen-image": 20_430_401_088,
+        "z-image": 6_154_908_736,
+        "wan-1.3b": 1_418_996_800,
+        "wan-14b": 14_288_491_584,
+        "hunyuan-video": 12_821_012_544,
     }
+    assert set(counts) == {name for name in shapes.SHAPES if not name.startswith("tiny")}
     for name, count in counts.items():
         model = shapes.find_shape(name).on_meta()
         assert sum(weight.numel() for weight in model.parameters()) == count

@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from tests import tiny
+from tests import tiny, tiny_transformers
 from tests.compat.builders import one_level_unet
 from tests.reference import coarsen, softmax_attention, spatial_blocks
 
-from tokendown import BenchError, ConfigError
+from tokendown import BenchError, ConfigError, PatchConfig, summary
+from tokendown.adapters import inputs
 from tokendown.adapters.inputs import denoiser_inputs
 from tokendown.adapters.skeleton import on_meta
 from tokendown.bench import backends, methods
@@ -20,6 +21,7 @@ from tokendown.bench.compiled import CompiledCopies, share_weights
 from tokendown.bench.cost import counted_flops, predicted_flops
 from tokendown.bench.methods import DEFAULT, Scene, Useless, make_method
 from tokendown.bench.targets import call
+from tokendown.tuned import LayerChoice, TunedPlan
 
 BUILD = {"shallow_unet": tiny.shallow_unet, "sdxl_unet": tiny.sdxl_unet, "pixart": tiny.pixart}
 SIZES = [(12, 20), (10, 14)]  # of the latent
@@ -150,6 +152,53 @@ def test_a_chosen_factor_equals_the_reference():
     torch.testing.assert_close(got, want, rtol=0, atol=1e-4 * want.abs().max().item())
 
 
+def zero_images_and_texts(_, __, out):
+    return torch.zeros_like(out) if torch.is_tensor(out) else tuple(map(torch.zeros_like, out))
+
+
+@pytest.mark.parametrize("kind", ["flux", "sd35", "qwen_image", "wan", "hunyuan_video", "z_image"])
+def test_the_bound_and_the_flops_of_joint_attention(kind, monkeypatch):
+    monkeypatch.setattr(inputs, "T5_TOKENS", 32)  # as many positions as a tiny model has
+    model = getattr(tiny_transformers, kind)()
+    skeleton = on_meta(model)
+    scene = Scene.of(skeleton, 8, 12, 1)
+    empty = denoiser_inputs(skeleton, 8, 12, batch=1, device="meta")
+    flops = {
+        name: predicted_flops(make_method(name, scene), scene, empty)
+        for name in ("dense", "factor 2", "bound")
+    }
+    assert flops["bound"] < flops["factor 2"] < flops["dense"] == scene.cost.flops
+    after = summary(model, PatchConfig(factor=2), height=64, width=96, batch=1).step_flops_after
+    assert flops["factor 2"] == pytest.approx(after, rel=0.01)
+    given = denoiser_inputs(model, 8, 12, batch=1)
+    with torch.no_grad():
+        with make_method("bound", scene).apply(model):
+            got = tiny.flatten(model(**given))
+        for layer in scene.layers:
+            model.get_submodule(layer.name).register_forward_hook(zero_images_and_texts)
+        assert torch.equal(got, tiny.flatten(model(**given)))
+
+
+def test_both_notations_and_a_plan_are_the_same_patch(tmp_path):
+    model = tiny.shallow_unet()
+    scene = scene_of(model, 12, 20)
+    layers = tuple(
+        LayerChoice(x.name, x.channels, x.heads, factor={1: 3}.get(x.downsample, 1), anchors=3)
+        for x in scene.layers
+    )
+    TunedPlan(type(model).__name__, layers).save(tmp_path / "plan.json")
+    names = ("factor 1:3", "factor=1:3,anchors=3", f"plan={tmp_path / 'plan.json'}")
+    made = [make_method(name, scene) for name in names]
+    assert {method.detail for method in made} == {"factor 3 at downsampling 1, 3 anchors"}
+    outputs = []
+    for method in made:
+        with method.apply(model):
+            outputs.append(output(model, 12, 20))
+    assert torch.equal(outputs[0], outputs[1])
+    assert torch.equal(outputs[0], outputs[2])
+    assert not torch.equal(outputs[0], output(model, 12, 20))
+
+
 def test_the_bound_has_no_self_attention_at_all():
     model, oracle = tiny.shallow_unet(), tiny.shallow_unet()
     for block, _ in spatial_blocks(oracle, "shallow_unet").values():
@@ -206,10 +255,21 @@ def test_details_say_what_is_done():
 
 
 @pytest.mark.parametrize(
-    "name", ["todo", "factor", "factor x", "factor 1:x", "factor 0", "budget 2.5", "factor 2 2"]
+    "name",
+    [
+        "todo",
+        "factor",
+        "factor x",
+        "factor 1:x",
+        "factor 0",
+        "budget 2.5",
+        "factor 2 2",
+        "factor=x",
+        "tomesd=0.5",
+    ],
 )
 def test_unknown_methods(name):
-    with pytest.raises(ConfigError, match="expected"):
+    with pytest.raises(ConfigError, match=r"expected|cannot read"):
         methods.check_name(name)
 
 

@@ -79,8 +79,7 @@ def test_factors():
 
 
 def test_the_options_are_the_fields_of_the_config():
-    # generate makes no ControlNet pipelines; the others are for the library only so far
-    library = {"controlnet", "multiplicity", "references", "temporal_factor"}
+    library = {"controlnet"}  # generate makes no ControlNet pipelines
     assert {*options.PATCH_OPTIONS} | library == {field.name for field in fields(PatchConfig)}
 
 
@@ -90,6 +89,18 @@ def test_patch_options():
     assert patch_config({"dense": True}) is None
     with pytest.raises(ValueError, match="--factor has no use"):
         patch_config({"dense": True, "factor": "2"})
+    with pytest.raises(ValueError, match="--no-multiplicity has no use"):
+        patch_config({"dense": True, "multiplicity": False})
+    with pytest.raises(ValueError, match="--temporal-factor has no use"):
+        patch_config({"plan": "a.json", "temporal_factor": 2})
+
+
+def test_the_patch_options_of_joint_and_video_models(folder):
+    words = ("summary", "--model", folder, "--factor", 2, "--json")
+    more = ("--no-multiplicity", "--references", 2, "--temporal-factor", 3)
+    usual, chosen = (json.loads(run(*words, *rest)[0])["config"] for rest in ((), more))
+    assert chosen == usual | {"multiplicity": False, "references": 2, "temporal_factor": 3}
+    assert usual["multiplicity"] is True
 
 
 # generate

@@ -4,6 +4,7 @@ dense                       no patch
 paper  auto                 a preset
 factor=2,anchors=0          options of PatchConfig; a preset may come first: auto,anchors=8
 factor=1:4+2:2              a factor for each level
+plan=FILE                   layer by layer, from tokendown tune
 tomesd=0.75,stride=2        the package tomesd, with its ratio; U-Nets only
 """
 
@@ -11,16 +12,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, fields
 from typing import Any, get_args
 
 import torch
+from torch import nn
 
 from ._errors import ConfigError, UnsupportedModelError
 from .adapters.families import make_plan
 from .config import PatchConfig, Preset
 from .patch import apply_patch, find_denoisers
+from .tuned import Options, TunedPlan
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ class Method:
     """
 
     name: str  # decides the rest, so that it alone is compared and hashed
-    config: PatchConfig | None = field(default=None, compare=False)
+    config: Options | None = field(default=None, compare=False)
     tomesd: tuple[float, int] | None = field(default=None, compare=False)
 
     @contextmanager
@@ -54,7 +57,7 @@ class Method:
             with apply_patch(pipe, self.config):
                 yield
         elif self.tomesd is not None:
-            with _tomesd(pipe, *self.tomesd, seed):
+            with _merge(pipe, *self.tomesd, seed):
                 yield
         else:
             yield
@@ -71,6 +74,7 @@ class Method:
 
 
 DENSE = Method("dense")
+PLAN = "plan="
 
 
 def parse_method(text: str) -> Method:
@@ -78,7 +82,10 @@ def parse_method(text: str) -> Method:
 
     Raises:
         ConfigError: it reads otherwise, or an option is unknown or out of range.
+        LoadError: a plan cannot be read.
     """
+    if text.startswith(PLAN):
+        return Method(text, TunedPlan.load(text.removeprefix(PLAN)))
     name = text.replace(" ", "")
     if name == DENSE.name:
         return DENSE
@@ -100,8 +107,8 @@ def _read_pairs(
         name, equals, value = part.partition("=")
         if not equals or name not in readers:
             raise ConfigError(
-                f"expected a method such as dense, paper, auto, factor=2,anchors=0 or tomesd=0.75 "
-                f"(options: {', '.join(readers)}), got {text!r} with {part!r}"
+                f"expected a method such as dense, paper, auto, factor=2,anchors=0, plan=FILE or "
+                f"tomesd=0.75 (options: {', '.join(readers)}), got {text!r} with {part!r}"
             )
         try:
             options[name] = readers[name](value)
@@ -157,13 +164,8 @@ def _read_tomesd(text: str, first: str, rest: list[str]) -> tuple[float, int]:
     return ratio, stride
 
 
-@contextmanager
-def _tomesd(pipe: Any, ratio: float, stride: int, seed: int) -> Iterator[None]:
-    """Merges tokens around the self-attention of the finest level that has one."""
-    try:
-        import tomesd
-    except ImportError as error:
-        raise ConfigError("the method tomesd needs: pip install tomesd") from error
+def _merge(pipe: Any, ratio: float, stride: int, seed: int) -> AbstractContextManager[None]:
+    """On the finest level that has self-attention; what a pipeline lacks for it is an error."""
     denoiser = find_denoisers(pipe)[0]
     if getattr(pipe, "unet", None) is None:
         raise UnsupportedModelError(
@@ -171,10 +173,37 @@ def _tomesd(pipe: Any, ratio: float, stride: int, seed: int) -> Iterator[None]:
             f"{type(denoiser).__name__}"
         )
     level = min(layer.downsample for layer in make_plan(denoiser, None).layers)
+    return merged(denoiser, ratio, stride, level, seed)
+
+
+@contextmanager
+def merged(
+    model: nn.Module, ratio: float, stride: int, level: int = 1, seed: int = 0
+) -> Iterator[None]:
+    """tomesd around the self-attention of a U-Net; the one place that calls the package.
+
+    Args:
+        model: the U-Net, with weights or without.
+        ratio: part of the tokens that is merged.
+        stride: of its destination tokens, per side.
+        level: greatest downsampling at which tokens are merged.
+        seed: of what it draws at random; torch's own state is put back afterwards.
+
+    Raises:
+        ConfigError: tomesd is not installed.
+    """
+    try:
+        import tomesd
+    except ImportError as error:
+        raise ConfigError("the method tomesd needs: pip install tomesd") from error
+    before = {module: set(vars(module)) for module in model.modules()}
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)  # its generator starts from torch's state
-        tomesd.apply_patch(pipe, ratio=ratio, sx=stride, sy=stride, max_downsample=level)
         try:
+            tomesd.apply_patch(model, ratio=ratio, sx=stride, sy=stride, max_downsample=level)
             yield
         finally:
-            tomesd.remove_patch(pipe)
+            tomesd.remove_patch(model)
+            for module, names in before.items():  # it leaves its settings behind
+                for name in set(vars(module)) - names:
+                    delattr(module, name)

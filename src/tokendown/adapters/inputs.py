@@ -178,6 +178,14 @@ def _dit(config: Any, zeros: _Zeros, height: int, width: int) -> dict[str, Any]:
     }
 
 
+def _places(zeros: _Zeros, rows: int, columns: int, axes: int) -> Tensor:
+    """[tokens, axes], row and column in axes 1 and 2."""
+    places = zeros(rows, columns, axes)[0]
+    places[..., 1] += torch.arange(rows, device=zeros.device)[:, None]
+    places[..., 2] += torch.arange(columns, device=zeros.device)
+    return places.flatten(0, 1)
+
+
 def _packed(config: Any, zeros: _Zeros, height: int, width: int) -> dict[str, Any]:
     """FLUX: 2 x 2 patches of the latent are cut by the pipeline."""
     tokens = (height // 2) * (width // 2)
@@ -185,7 +193,7 @@ def _packed(config: Any, zeros: _Zeros, height: int, width: int) -> dict[str, An
         "hidden_states": zeros(tokens, config.in_channels),
         "encoder_hidden_states": zeros(T5_TOKENS, config.joint_attention_dim),
         "timestep": zeros(),
-        "img_ids": zeros(tokens, 3)[0],
+        "img_ids": _places(zeros, height // 2, width // 2, 3),
         "txt_ids": zeros(T5_TOKENS, 3)[0],
     }
     if getattr(config, "pooled_projection_dim", None):  # Chroma has none
@@ -242,9 +250,8 @@ def _hunyuan_video(config: Any, zeros: _Zeros, height: int, width: int) -> dict[
 
 def _flux2(config: Any, zeros: _Zeros, height: int, width: int) -> dict[str, Any]:
     inputs = _packed(config, zeros, height, width)
-    tokens = inputs["hidden_states"].shape[1]
-    ids = {"img_ids": zeros(tokens, 4)[0], "txt_ids": zeros(T5_TOKENS, 4)[0]}
-    return {**inputs, **ids}
+    places = _places(zeros, height // 2, width // 2, 4)
+    return {**inputs, "img_ids": places, "txt_ids": zeros(T5_TOKENS, 4)[0]}
 
 
 def _longcat_image(config: Any, zeros: _Zeros, height: int, width: int) -> dict[str, Any]:

@@ -74,12 +74,12 @@ class Job:
 
     def _check_combinations(self) -> None:
         if self.shape is not None:
-            find_shape(self.shape)
+            shape = find_shape(self.shape)
             if self.whole:
                 raise ConfigError(
                     "a shape is a denoiser alone; whole pictures need --model, or no --shape"
                 )
-            if not self.sizes:
+            if not self.sizes and shape.size is None:
                 raise ConfigError("a shape needs a size, such as --size 1024")
         if self.steps is not None and not self.whole:
             raise ConfigError("the number of steps belongs to whole pictures: add --whole")

@@ -15,13 +15,15 @@ from torch import nn
 
 from .._errors import BenchError, ConfigError, NothingPatchedError
 from ..adapters import families
-from ..adapters.joint import JointPlan
+from ..adapters.joint import JointLayer, JointPlan
 from ..adapters.plan import Layer
 from ..adapters.skeleton import Cost, measure
 from ..config import PAPER_BUDGET, PatchConfig
 from ..grid import Grid
+from ..methods import PLAN, merged, parse_method
 from ..patch import apply_patch
 from ..select import kept_tokens
+from ..tuned import Options
 
 DENSE = "dense"
 DEFAULT = (
@@ -105,12 +107,10 @@ def check_name(name: str) -> str:
 
     Raises:
         ConfigError: there is no such method.
+        LoadError: its plan cannot be read.
     """
-    further = _FURTHER.fullmatch(name)
-    if name not in DEFAULT and further is None:
-        raise ConfigError(f"expected a method of {', '.join(DEFAULT)}, got {name!r}")
-    if further:
-        _config(*further.groups())
+    if name not in DEFAULT:
+        _options(name)
     return name
 
 
@@ -122,23 +122,36 @@ def make_method(name: str, scene: Scene) -> Method:
         Useless: it has nothing to do here.
         BenchError: it needs a package that is not installed.
     """
-    check_name(name)
-    further = _FURTHER.fullmatch(name)
-    if further:
-        return _patched(name, _config(*further.groups()), scene)
+    if name not in DEFAULT:
+        return _patched(name, _options(name), scene)
     if name == DENSE:
         return Method(DENSE, "every key", lambda _: contextlib.nullcontext(), {})
     if name in ("paper", "auto"):
         return _patched(name, PatchConfig(preset=name), scene)  # type: ignore[arg-type]
-    if name == "bound" and scene.joint:
-        raise Useless("written for sequences of image tokens alone")
     if name == "bound":
+        if any(isinstance(x, JointLayer) and not x.selects_first for x in scene.layers):
+            raise Useless("its attention shares projections with the rest of a block")
         names = [layer.name for layer in scene.layers]
         removed = partial(_without, names=names)
-        return Method(name, f"{len(names)} layers removed", removed, dict.fromkeys(names, 0))
+        keys = None if scene.joint else dict.fromkeys(names, 0)
+        return Method(name, f"{len(names)} layers removed", removed, keys)
     if name.startswith("tomesd"):
         return _tomesd(name, scene)
     return _by_hand(name, scene)
+
+
+def _options(name: str) -> Options:
+    """Of a patch in the notation of :mod:`tokendown.methods`, or in the two words of --factor."""
+    further = _FURTHER.fullmatch(name)
+    if further:
+        return _config(*further.groups())
+    options = parse_method(name).config if "=" in name else None
+    if options is None:
+        raise ConfigError(
+            f"expected a method of {', '.join(DEFAULT)}, or a patch such as factor=2,anchors=0 or "
+            f"{PLAN}FILE, got {name!r}"
+        )
+    return options
 
 
 def _config(kind: str, value: str) -> PatchConfig:
@@ -161,7 +174,7 @@ def _config(kind: str, value: str) -> PatchConfig:
 # tokendown
 
 
-def _patched(name: str, config: PatchConfig, scene: Scene) -> Method:
+def _patched(name: str, config: Options, scene: Scene) -> Method:
     try:
         plan = families.make_plan(scene.model, config)
     except NothingPatchedError as error:
@@ -172,16 +185,23 @@ def _patched(name: str, config: PatchConfig, scene: Scene) -> Method:
     if not coarser:
         raise Useless("changes nothing at this size")
     detail = ", ".join(f"factor {factor} at downsampling {at}" for at, factor in coarser.items())
-    anchors = config.anchors or 0
+    rules = {layer: layer.rule for layer in grids if layer.rule is not None}
+    anchors = sorted({rule.anchors for rule in rules.values() if rule.anchors})
     if anchors:
-        detail += f", {anchors} anchors"
+        detail += f", {' or '.join(map(str, anchors))} anchors"
     keys = {
-        layer.name: kept_tokens(grid, layer.factor(grid), anchors, config.method)
-        for layer, grid in grids.items()
+        layer.name: kept_tokens(grids[layer], layer.factor(grids[layer]), rule.anchors, rule.method)
+        for layer, rule in rules.items()
     }
-    return Method(
-        name, detail, lambda model: apply_patch(model, config), None if scene.joint else keys
-    )
+
+    def apply(model: Any) -> AbstractContextManager[Any]:
+        patch = apply_patch(model, config)
+        grid = next(iter(grids.values()))
+        if scene.joint:  # positions cannot be read on the meta device, or when it is compiled
+            patch.set_grid((grid.height, grid.width))
+        return patch
+
+    return Method(name, detail, apply, None if scene.joint else keys)
 
 
 # By hand
@@ -250,19 +270,4 @@ def _tomesd(name: str, scene: Scene) -> Method:
     ratio = 1 - 1 / stride**2 if name == "tomesd-equal" else 0.5
     level = scene.level
     detail = f"ratio {ratio:.4g}, stride {stride}, at downsampling {level} at most"
-    return Method(name, detail, partial(_merged, ratio=ratio, stride=stride, level=level))
-
-
-@contextlib.contextmanager
-def _merged(model: nn.Module, ratio: float, stride: int, level: int) -> Iterator[None]:
-    import tomesd
-
-    before = {module: set(vars(module)) for module in model.modules()}
-    try:
-        tomesd.apply_patch(model, ratio=ratio, sx=stride, sy=stride, max_downsample=level)
-        yield
-    finally:
-        tomesd.remove_patch(model)
-        for module, names in before.items():  # it leaves its settings behind
-            for name in set(vars(module)) - names:
-                delattr(module, name)
+    return Method(name, detail, partial(merged, ratio=ratio, stride=stride, level=level))

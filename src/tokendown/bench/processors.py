@@ -62,5 +62,10 @@ class Interpolated(Strided):
 class NoAttention(nn.Module):
     """What would be left if self-attention, its projections included, were free."""
 
-    def forward(self, hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
-        return torch.zeros_like(hidden_states)
+    def forward(
+        self, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, *_: Any, **__: Any
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """[B, N, C], and with a text [B, M, C] in the same sequence both."""
+        if encoder_hidden_states is None or encoder_hidden_states is hidden_states:
+            return torch.zeros_like(hidden_states)
+        return torch.zeros_like(hidden_states), torch.zeros_like(encoder_hidden_states)

@@ -29,6 +29,9 @@ class Shape:
         scale: pixels a latent pixel, per side.
         stacks: attribute of the model that holds a stack of equal blocks, to the entry of
             ``config`` that sets their number; empty where the blocks are not all alike.
+        patch: latent pixels a token, per side, where no ``patch_size`` of ``config`` says it.
+        size: usual (width, height) in pixels of a video model; as many frames as its inputs in
+            ``adapters.inputs`` have. None means that a size has to be given.
     """
 
     name: str
@@ -36,6 +39,8 @@ class Shape:
     config: Mapping[str, Any]
     scale: int = 8
     stacks: Mapping[str, str] = field(default_factory=dict)
+    patch: int | None = None
+    size: tuple[int, int] | None = None
 
     @property
     def depths(self) -> dict[str, int]:
@@ -86,6 +91,24 @@ class Shape:
             raise ConfigError(f"{self.name}: expected 1 to {deepest} blocks, got {blocks}")
 
 
+_FLUX_STACKS = {
+    "transformer_blocks": "num_layers",
+    "single_transformer_blocks": "num_single_layers",
+}
+_SD3 = {
+    "sample_size": 128,
+    "patch_size": 2,
+    "in_channels": 16,
+    "out_channels": 16,
+    "num_layers": 24,
+    "num_attention_heads": 24,
+    "attention_head_dim": 64,
+    "joint_attention_dim": 4096,
+    "caption_projection_dim": 1536,
+    "pooled_projection_dim": 2048,
+    "pos_embed_max_size": 192,
+}
+_WAN_STACK = {"blocks": "num_layers"}
 _SDXL_LEVELS = ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D")
 
 SHAPES = {
@@ -140,6 +163,79 @@ SHAPES = {
                 "use_additional_conditions": False,
             },
             stacks={"transformer_blocks": "num_layers"},
+        ),
+        Shape(
+            "flux",
+            "FluxTransformer2DModel",
+            {
+                "in_channels": 64,
+                "num_layers": 19,
+                "num_single_layers": 38,
+                "num_attention_heads": 24,
+                "attention_head_dim": 128,
+                "joint_attention_dim": 4096,
+                "pooled_projection_dim": 768,
+                "guidance_embeds": True,
+            },
+            stacks=_FLUX_STACKS,
+            patch=2,  # which the pipeline cuts
+        ),
+        Shape("sd3", "SD3Transformer2DModel", _SD3),  # its last block differs
+        Shape(
+            "sd35-medium",
+            "SD3Transformer2DModel",
+            {
+                **_SD3,
+                "pos_embed_max_size": 384,
+                "qk_norm": "rms_norm",
+                "dual_attention_layers": tuple(range(13)),
+            },
+        ),
+        Shape(
+            "qwen-image",
+            "QwenImageTransformer2DModel",
+            {
+                "in_channels": 64,
+                "out_channels": 16,
+                "num_layers": 60,
+                "num_attention_heads": 24,
+                "attention_head_dim": 128,
+                "joint_attention_dim": 3584,
+                "axes_dims_rope": (16, 56, 56),
+            },
+            stacks={"transformer_blocks": "num_layers"},
+            patch=2,
+        ),
+        Shape(
+            "z-image",
+            "ZImageTransformer2DModel",
+            {"n_layers": 30, "dim": 3840, "n_heads": 30, "n_kv_heads": 30, "cap_feat_dim": 2560},
+            stacks={"layers": "n_layers"},
+            patch=2,
+        ),
+        Shape(
+            "wan-1.3b",
+            "WanTransformer3DModel",
+            {"num_layers": 30, "num_attention_heads": 12, "ffn_dim": 8960},
+            stacks=_WAN_STACK,
+            patch=2,
+            size=(1280, 720),
+        ),
+        Shape(
+            "wan-14b",
+            "WanTransformer3DModel",
+            {"num_layers": 40, "num_attention_heads": 40, "ffn_dim": 13824},
+            stacks=_WAN_STACK,
+            patch=2,
+            size=(1280, 720),
+        ),
+        Shape(
+            "hunyuan-video",
+            "HunyuanVideoTransformer3DModel",
+            {"num_layers": 20, "num_single_layers": 40, "guidance_embeds": True},
+            stacks=_FLUX_STACKS,
+            patch=2,
+            size=(1280, 720),
         ),
     )
 }

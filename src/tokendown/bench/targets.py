@@ -72,7 +72,9 @@ class Target:
     @cached_property
     def sizes(self) -> tuple[tuple[int, int], ...]:
         """(width, height) in pixels."""
-        return self.job.sizes
+        assert self.job.shape is not None
+        usual = find_shape(self.job.shape).size
+        return self.job.sizes or ((usual,) if usual else ())
 
     def key(self, width: int, height: int) -> dict[str, Any]:
         """What tells this group of cells from others, see ``cells.GROUP``."""
@@ -91,7 +93,8 @@ class Target:
         Raises:
             ConfigError: the size is no multiple of what the model needs.
         """
-        patch = getattr(self.skeleton.config, "patch_size", None)
+        patch = self.job.shape and find_shape(self.job.shape).patch
+        patch = patch or getattr(self.skeleton.config, "patch_size", None)
         needs = self.scale * (patch if isinstance(patch, int) else 1)
         if width % needs or height % needs or not width or not height:
             raise ConfigError(
@@ -112,6 +115,8 @@ class Target:
         if device.type != "meta":
             generator = torch.Generator(device).manual_seed(0)
             for name, value in made.items():
+                if name.endswith("_ids"):  # positions
+                    continue
                 if isinstance(value, torch.Tensor) and value.is_floating_point():
                     made[name] = value.normal_(generator=generator)
         return made

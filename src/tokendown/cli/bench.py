@@ -40,13 +40,15 @@ def bench(
     model: opt.Model = None,
     shape: Annotated[
         str | None,
-        _option("Random weights in the shape of sd15, sd21, sdxl or pixart-sigma.", _WHAT),
+        _option("Random weights in the shape of sd15, sd21, sdxl, pixart-sigma, flux, sd3, "
+                "sd35-medium, qwen-image, z-image, wan-1.3b, wan-14b or hunyuan-video.", _WHAT),
     ] = None,
     size: Sizes = None,
     method: Annotated[
         list[str] | None,
         _option("dense, paper, auto, minimal, nearest, nearest-exact, tomesd-equal, tomesd-half, "
-                "bound; may be repeated. Default: all.", _WHAT),
+                "bound; may be repeated. Default: all. Also a "
+                "patch: factor=2,anchors=0.", _WHAT),
     ] = None,
     factor: Annotated[
         list[str] | None,
@@ -56,6 +58,7 @@ def bench(
     budget: Annotated[
         list[int] | None, _option("One more method: auto with this budget.", _WHAT)
     ] = None,
+    plan: opt.Plans = None,
     whole: Annotated[
         bool | None, _option("Whole pictures instead of one step.", _WHAT, "--whole")
     ] = None,
@@ -145,6 +148,7 @@ def read_jobs(given: Mapping[str, Any]) -> list[Job]:
         changes["sizes"] = tuple(_size(text) for text in given["size"])
     more = [f"factor {_plain_factor(text)}" for text in given.get("factor") or ()]
     more += [f"budget {keys}" for keys in given.get("budget") or ()]
+    more += [f"plan={path}" for path in given.get("plan") or ()]
     if given.get("method"):
         changes["methods"] = (*given["method"], *more)
     elif more:

@@ -59,6 +59,9 @@ def generate(
     method: opt.Method = None,
     start: opt.Start = None,
     stop: opt.Stop = None,
+    multiplicity: opt.Multiplicity = None,
+    references: opt.References = None,
+    temporal_factor: opt.TemporalFactor = None,
     plan: opt.Plan = None,
     dense: opt.Dense = False,
     device: Annotated[

@@ -98,6 +98,21 @@ Stop = Annotated[
     float | None,
     typer.Option(help="Part of the schedule where it ends.", rich_help_panel=_PATCH),
 ]
+Multiplicity = Annotated[
+    bool | None,
+    typer.Option(
+        " /--no-multiplicity", help="A kept key counts once; for ablations.",
+        rich_help_panel=_PATCH,
+    ),
+]  # fmt: skip
+References = Annotated[
+    int | None,
+    typer.Option(help="Factor of reference pictures. Default 1, all.", rich_help_panel=_PATCH),
+]
+TemporalFactor = Annotated[
+    int | None,
+    typer.Option(help="Keys of one of so many frames. Default 1.", rich_help_panel=_PATCH),
+]
 Plan = Annotated[
     Path | None,
     typer.Option(
@@ -105,9 +120,18 @@ Plan = Annotated[
         rich_help_panel=_PATCH,
     ),
 ]  # fmt: skip
+Plans = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--plan", metavar="FILE", help="One more method: a plan from tokendown tune. Several."
+    ),
+]
 Dense = Annotated[bool, typer.Option("--dense", help="No patch.", rich_help_panel=_PATCH)]
 
-PATCH_OPTIONS = ("preset", "factor", "budget", "anchors", "method", "start", "stop")
+PATCH_OPTIONS = (
+    "preset", "factor", "budget", "anchors", "method", "start", "stop", "multiplicity",
+    "references", "temporal_factor",
+)  # fmt: skip
 
 
 def parse_size(text: str | None) -> tuple[int | None, int | None]:
@@ -194,15 +218,20 @@ def patch_config(given: Mapping[str, Any]) -> Options | None:
     if given.get("dense"):
         unused = next(iter(options), "plan" if plan is not None else None)
         if unused is not None:
-            raise ConfigError(f"--dense asks for no patch, so --{unused} has no use")
+            raise ConfigError(f"--dense asks for no patch, so {_flag(unused)} has no use")
         return None
     if plan is not None:
         if options:
-            raise ConfigError(f"--plan says it all, so --{next(iter(options))} has no use")
+            raise ConfigError(f"--plan says it all, so {_flag(next(iter(options)))} has no use")
         return TunedPlan.load(plan)
     if "factor" in options:
         options["factor"] = parse_factor(options["factor"])
     return PatchConfig.from_dict(options)
+
+
+def _flag(name: str) -> str:
+    """An option of a patch as it is typed."""
+    return "--no-multiplicity" if name == "multiplicity" else f"--{name.replace('_', '-')}"
 
 
 def model_name(given: str | None) -> str:

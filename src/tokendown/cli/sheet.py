@@ -34,7 +34,7 @@ Methods = Annotated[
     typer.Option(
         "--method", metavar="METHOD",
         help="paper, auto, factor=2,anchors=0, factor=1:4+2:2, auto,budget=4096, "
-        "factor=2,method=mean, tomesd=0.75, ... Several. Default: paper and auto.",
+        "factor=2,method=mean, plan=FILE, tomesd=0.75, ... Several. Default: paper and auto.",
     ),
 ]  # fmt: skip
 Negative = Annotated[str | None, typer.Option("--negative-prompt", "-n", help="What not to show.")]
@@ -62,6 +62,7 @@ def compare(
     prompts: Prompts = None,
     prompt_file: PromptFile = None,
     method: Methods = None,
+    plan: opt.Plans = None,
     negative_prompt: Negative = None,
     model: opt.Model = None,
     base: Base = None,
@@ -82,7 +83,8 @@ def compare(
     """Compare methods on prompts from the same seeds: a contact sheet, and numbers as JSON."""
     with politely(as_json):
         pictures.check_folder(out_folder)
-        methods = [parse_method(text) for text in method or _DEFAULT]
+        names = [*(method or ()), *map("plan={}".format, plan or ())]
+        methods = [parse_method(text) for text in names or _DEFAULT]
         requests = read_requests(ctx.params, read_prompts(prompts, prompt_file))
         weights = None if lpips is None else quality.load_lpips(lpips)
         pipe, rows, record = _draw(requests, methods, weights)

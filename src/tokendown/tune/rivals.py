@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from .._errors import NothingPatchedError
 from ..adapters.inputs import denoiser_inputs
 from ..adapters.skeleton import on_meta
 from ..config import AUTO_ANCHORS, PatchConfig
+from ..methods import merged
 from ..patch import find_denoisers
 from ..request import Request
 from ..summary import Summary, summary
@@ -78,18 +79,9 @@ class Tome:
     def name(self) -> str:
         return f"tomesd {self.ratio:.4g}"
 
-    @contextmanager
-    def on(self, model: Any) -> Iterator[None]:
-        """Applied for as long as the block runs."""
-        import tomesd
-
-        tomesd.apply_patch(
-            model, ratio=self.ratio, sx=self.stride, sy=self.stride, max_downsample=1
-        )
-        try:
-            yield
-        finally:
-            tomesd.remove_patch(model)
+    def on(self, model: Any) -> AbstractContextManager[None]:
+        """Applied to a U-Net, or that of a pipeline, for as long as the block runs."""
+        return merged(find_denoisers(model)[0], self.ratio, self.stride)
 
 
 def tomes(pipe: Any, factor: int) -> list[Tome]:
