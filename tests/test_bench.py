@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tests import tiny
+from tests import tiny, tiny_transformers
 from typer.testing import CliRunner
 
 from tokendown import BenchError, ConfigError
@@ -17,6 +17,7 @@ from tokendown.bench import run as running
 from tokendown.bench.cells import CellFile, read_cells
 from tokendown.bench.jobs import Job
 from tokendown.bench.run import Deadline, run
+from tokendown.bench.targets import Target
 from tokendown.cli.app import app
 from tokendown.cli.bench import read_jobs
 
@@ -230,6 +231,33 @@ def test_a_few_blocks_are_timed_and_the_rest_is_calculated(tmp_path):
         "timed 1 of 2 transformer_blocks; the others are calculated, "
         "memory is that of the timed part"
     ]
+
+
+def test_a_shape_with_text_in_its_sequence(tmp_path, monkeypatch):
+    model = tiny_transformers.flux()
+    shape = shapes.Shape(
+        "tiny-flux", type(model).__name__, dict(model.config), stacks=shapes._FLUX_STACKS, patch=2
+    )
+    monkeypatch.setitem(shapes.SHAPES, "tiny-flux", shape)
+    file = CellFile(tmp_path / "a.jsonl", resume=False)
+    methods = ("factor=2,anchors=2", "bound", "minimal")
+    job = Job("tiny-flux", sizes=((96, 160),), device="cpu", rounds=1, methods=methods)
+    run([job, replace(job, blocks=1), replace(job, compile="model", compiler="eager")], file)
+    outcomes = [(c["method"], c["outcome"]) for c in file.cells]
+    assert outcomes[:4] == outcomes[4:8] == outcomes[8:]
+    assert dict(outcomes) == {
+        "dense": "measured", "factor=2,anchors=2": "measured", "bound": "measured",
+        "minimal": "skipped",
+    }  # fmt: skip
+    flops = {c["method"]: c["flops"] for c in file.cells if c["outcome"] == "measured"}
+    assert flops["bound"] < flops["factor=2,anchors=2"] < flops["dense"]
+    with pytest.raises(ConfigError, match="multiples of 16"):
+        run([replace(job, sizes=((88, 160),))], file)
+
+
+def test_a_video_shape_has_a_usual_size():
+    assert Target(Job("wan-14b", device="cpu")).sizes == ((1280, 720),)
+    assert Target(Job("wan-14b", device="cpu", sizes=((832, 480),))).sizes == ((832, 480),)
 
 
 def test_extrapolation():

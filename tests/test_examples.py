@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import tiny
+import tiny_transformers
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 PICTURE = "picture.png"
@@ -17,7 +18,9 @@ ARGUMENTS = {
     "dense_or_not.py": ["MODEL", "a lighthouse", "64", "64"],
     "own_loop.py": ["MODEL"],
     "own_attention.py": [],
+    "joint_transformer.py": ["TRANSFORMER", "128", "96"],
 }
+SEVERAL_GPUS = "context_parallel.py"
 
 
 @pytest.fixture(scope="module")
@@ -27,15 +30,37 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder / "pipeline")
 
 
-@pytest.mark.parametrize("name", sorted(path.name for path in EXAMPLES.glob("*.py")))
+@pytest.fixture(scope="module")
+def transformer(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("transformer")
+    tiny_transformers.flux().save_pretrained(folder)
+    return str(folder)
+
+
+def test_several_gpus_need_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    monkeypatch.setattr(sys, "argv", [SEVERAL_GPUS])
+    with pytest.raises(SystemExit, match="expected to be started by torchrun"):
+        runpy.run_path(str(EXAMPLES / SEVERAL_GPUS), run_name="__main__")
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "99")
+    monkeypatch.setattr(sys, "argv", [SEVERAL_GPUS, "model", "a cat", "64", "64", PICTURE])
+    with pytest.raises(SystemExit, match="expected a GPU for each of 99 ranks"):
+        runpy.run_path(str(EXAMPLES / SEVERAL_GPUS), run_name="__main__")
+
+
+@pytest.mark.parametrize(
+    "name", sorted({path.name for path in EXAMPLES.glob("*.py")} - {SEVERAL_GPUS})
+)
 def test_example_runs(
     name: str,
     model: str,
+    transformer: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    places = {"MODEL": model, PICTURE: str(tmp_path / PICTURE)}
+    places = {"MODEL": model, "TRANSFORMER": transformer, PICTURE: str(tmp_path / PICTURE)}
     monkeypatch.setattr(sys, "argv", [name, *(places.get(a, a) for a in ARGUMENTS[name])])
     runpy.run_path(str(EXAMPLES / name), run_name="__main__")
     assert capsys.readouterr().out.strip()

@@ -150,3 +150,13 @@ def test_no_size_anywhere_is_an_error() -> None:
         tokendown.summary(tiny.sd_unet(sample_size=None))
     with pytest.raises(tokendown.ConfigError, match="at least 8 x 8"):
         tokendown.summary(tiny.sd_unet(), height=4, width=64)
+
+
+@pytest.mark.parametrize("kind", ["wan", "wan_vace", "hunyuan_video", "ltx", "cogvideox"])
+def test_more_frames_of_a_video_transformer_cost_more(kind):
+    model = getattr(tiny_transformers, kind)()
+    keys = {
+        frames: tokendown.summary(model, height=64, width=96, frames=frames).layers[0].keys_before
+        for frames in (2, 4)
+    }
+    assert keys[4] == 2 * keys[2] > 0

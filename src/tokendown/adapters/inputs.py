@@ -1,7 +1,4 @@
-"""Inputs of one denoiser call at a given size, for counting FLOPs and for timing.
-
-Values are zeros: cost depends on shapes only.
-"""
+"""Inputs of one denoiser call at a given size, for FLOPs and timing: zeros, true positions."""
 
 from __future__ import annotations
 
@@ -77,6 +74,7 @@ class _Zeros:
         self, batch: int, device: torch.device, dtype: torch.dtype, frames: int | None = None
     ) -> None:
         self.batch, self.device, self.dtype = batch, device, dtype
+        self.asked = frames
         self.frames = frames or FRAMES
 
     def __call__(self, *shape: int) -> Tensor:
@@ -223,21 +221,22 @@ def _qwen_image(config: Any, zeros: _Zeros, height: int, width: int) -> dict[str
 
 
 def _wan(config: Any, zeros: _Zeros, height: int, width: int) -> dict[str, Any]:
+    frames = zeros.asked or WAN_FRAMES
     inputs = {
-        "hidden_states": zeros(config.in_channels, WAN_FRAMES, height, width),
+        "hidden_states": zeros(config.in_channels, frames, height, width),
         "encoder_hidden_states": zeros(T5_TOKENS, config.text_dim),
         "timestep": zeros(),
     }
     if getattr(config, "image_dim", None):
         inputs["encoder_hidden_states_image"] = zeros(257, config.image_dim)
     if getattr(config, "vace_layers", None):
-        inputs["control_hidden_states"] = zeros(config.vace_in_channels, WAN_FRAMES, height, width)
+        inputs["control_hidden_states"] = zeros(config.vace_in_channels, frames, height, width)
     return inputs
 
 
 def _hunyuan_video(config: Any, zeros: _Zeros, height: int, width: int) -> dict[str, Any]:
     inputs = {
-        "hidden_states": zeros(config.in_channels, HUNYUAN_FRAMES, height, width),
+        "hidden_states": zeros(config.in_channels, zeros.asked or HUNYUAN_FRAMES, height, width),
         "encoder_hidden_states": zeros(HUNYUAN_TOKENS, config.text_embed_dim),
         "encoder_attention_mask": zeros(HUNYUAN_TOKENS),
         "pooled_projections": zeros(config.pooled_projection_dim),
@@ -313,18 +312,18 @@ def _z_image(config: Any, zeros: _Zeros, height: int, width: int) -> dict[str, A
 
 def _ltx(config: Any, zeros: _Zeros, height: int, width: int) -> dict[str, Any]:
     return {
-        "hidden_states": zeros(LTX_FRAMES * height * width, config.in_channels),
+        "hidden_states": zeros((zeros.asked or LTX_FRAMES) * height * width, config.in_channels),
         "encoder_hidden_states": zeros(LTX_TOKENS, config.caption_channels),
         "encoder_attention_mask": zeros(LTX_TOKENS),
         "timestep": zeros(),
-        "num_frames": LTX_FRAMES,
+        "num_frames": zeros.asked or LTX_FRAMES,
         "height": height,
         "width": width,
     }
 
 
 def _cogvideox(config: Any, zeros: _Zeros, height: int, width: int) -> dict[str, Any]:
-    frames = COGVIDEOX_FRAMES
+    frames = zeros.asked or COGVIDEOX_FRAMES
     inputs = {
         "hidden_states": zeros(frames, config.in_channels, height, width),
         "encoder_hidden_states": zeros(config.max_text_seq_length, config.text_embed_dim),
