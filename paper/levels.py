@@ -12,8 +12,6 @@ the final latents over the variance of the dense ones; median (lowest to highest
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -24,29 +22,11 @@ from torch import Tensor
 from tokendown import apply_patch
 from tokendown import generate as gen
 from tokendown.adapters.families import make_plan
+from tokendown.bench.methods import without_attention
 from tokendown.models import builtin
 
 FACTORS = (2, 4)
 ANCHORS = (0, 8, 32)
-
-
-class NoAttention:
-    """An attention processor that adds nothing to the residual stream."""
-
-    def __call__(self, attn: object, hidden_states: Tensor, *_: object, **__: object) -> Tensor:
-        return torch.zeros_like(hidden_states)
-
-
-@contextmanager
-def without(unet: Any, names: list[str]) -> Iterator[None]:
-    """Self-attention of these layers switched off."""
-    before = dict(unet.attn_processors)
-    off = {f"{name}.processor": NoAttention() for name in names}
-    unet.set_attn_processor(before | off)
-    try:
-        yield
-    finally:
-        unet.set_attn_processor(before)
 
 
 def latents(pipe: Any, request: gen.Request, prompts: tuple[str, ...]) -> list[Tensor]:
@@ -83,7 +63,7 @@ def rows(pipe: Any, request: gen.Request, prompts: tuple[str, ...]) -> list[dict
         print(f"downsampling {level}, {what}: {error['median']:.2g}", flush=True)
 
     for level, names in sorted(levels.items()):
-        with without(pipe.unet, names):
+        with without_attention(pipe.unet, names):
             note(level, "switched off")
         for factor in FACTORS:
             for anchors in ANCHORS:

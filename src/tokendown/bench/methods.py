@@ -132,7 +132,7 @@ def make_method(name: str, scene: Scene) -> Method:
         if any(isinstance(x, JointLayer) and not x.selects_first for x in scene.layers):
             raise Useless("its attention shares projections with the rest of a block")
         names = [layer.name for layer in scene.layers]
-        removed = partial(_without, names=names)
+        removed = partial(without_attention, names=names)
         keys = None if scene.joint else dict.fromkeys(names, 0)
         return Method(name, f"{len(names)} layers removed", removed, keys)
     if name.startswith("tomesd"):
@@ -238,7 +238,7 @@ def _with_processors(model: Any, processors: dict[str, Any]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _without(model: nn.Module, names: list[str]) -> Iterator[None]:
+def without_attention(model: nn.Module, names: list[str]) -> Iterator[None]:
     from .processors import NoAttention
 
     kept = {name: model.get_submodule(name) for name in names}

@@ -16,6 +16,7 @@ from ..adapters import skeleton
 from ..adapters.inputs import denoiser_inputs
 from ..models.sources import need_diffusers, out_of_memory, pick_device, pick_dtype
 from ..patch import find_denoisers
+from ..scales import spatial_scale
 from .jobs import Job
 from .machine import hardware, threads
 from .shapes import find_shape
@@ -171,7 +172,7 @@ class PipelineTarget(Target):
 
     @cached_property
     def scale(self) -> int:
-        return int(getattr(self.pipe, "vae_scale_factor", 8))
+        return spatial_scale(self.pipe)
 
     @cached_property
     def sizes(self) -> tuple[tuple[int, int], ...]:

@@ -17,7 +17,7 @@ from ..analyze.analysis import ANCHORS, FACTORS
 from ..analyze.prompts import pick_prompts
 from ..tune import Target, Tuning
 from ..tune import tune as choose_plan
-from ..tune.report import pareto_plot, report, to_dict
+from ..tune.report import front_rows, pareto_plot, report, to_dict
 from . import analyze as study
 from . import options as opt
 from .output import out, politely, print_json, steps_bar, warn
@@ -126,19 +126,11 @@ def _save(folder: Path, tuning: Tuning) -> list[Path]:
 
 def _print(tuning: Tuning, files: list[Path]) -> None:
     table = Table(title="held-out prompts", title_justify="left", box=box.SIMPLE_HEAD)
-    table.add_column("method")
-    for column in ("speed-up", "error", "expected", "PSNR, dB", "SSIM", "seconds"):
-        table.add_column(column, justify="right")
-    for entry in tuning.entries:
-        table.add_row(
-            entry.name,
-            f"{entry.speedup:.2f}",
-            f"{entry.error:.3g}",
-            "" if entry.predicted_error is None else f"{entry.predicted_error:.3g}",
-            "" if entry.psnr_db is None else f"{entry.psnr_db:.1f}",
-            f"{entry.ssim:.3f}",
-            f"{entry.seconds:.2f}",
-        )
+    head, *rows = front_rows(tuning)
+    for index, column in enumerate(head):
+        table.add_column(column, justify="right" if index else "left")
+    for row in rows:
+        table.add_row(*row)
     console = out()
     console.print(table)
     for path in files:

@@ -50,7 +50,9 @@ def report(tuning: Tuning) -> str:
     return page("A tuned plan", lead, sections)
 
 
-def _front(tuning: Tuning) -> str:
+def front_rows(tuning: Tuning) -> list[list[str]]:
+    """The head and a row a method: what each gains and costs on the held-out prompts."""
+    head = ["method", "speed-up", "error", "expected", "PSNR, dB", "SSIM", "seconds"]
     rows = [
         [
             entry.name,
@@ -63,7 +65,11 @@ def _front(tuning: Tuning) -> str:
         ]
         for entry in tuning.entries
     ]
-    head = ["method", "speed-up", "error", "expected", "PSNR, dB", "SSIM", "seconds"]
+    return [head, *rows]
+
+
+def _front(tuning: Tuning) -> str:
+    head, *rows = front_rows(tuning)
     return section(
         "What is gained and what it costs",
         "Whole pictures of prompts that nothing was chosen on. Error: squared difference of the "

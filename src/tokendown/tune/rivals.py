@@ -16,6 +16,7 @@ from ..config import AUTO_ANCHORS, PatchConfig
 from ..methods import merged
 from ..patch import find_denoisers
 from ..request import Request
+from ..scales import spatial_scale
 from ..summary import Summary, summary
 
 
@@ -97,7 +98,7 @@ def tomes(pipe: Any, factor: int) -> list[Tome]:
 
 def tome_speedup(pipe: Any, tome: Tome, height: int, width: int) -> float | None:
     """Dense over patched FLOPs of one call, counted on the skeleton; None if it cannot be."""
-    scale = int(getattr(pipe, "vae_scale_factor", 8))
+    scale = spatial_scale(pipe)
 
     def count(patched: Callable[[Any], Any] | None) -> int:
         from torch.utils.flop_counter import FlopCounterMode
