@@ -30,12 +30,16 @@ class AutoencoderConfig:
 
 @dataclass(frozen=True)
 class UnetConfig:
-    """The top level is narrow: 4,096 tokens attend there, and convolutions cost most."""
+    """Two levels, and self-attention at the top one only.
 
-    channels: tuple[int, ...] = (32, 64, 128, 192)
-    attends: tuple[bool, ...] = (True, False, True, True)
+    Convolutions alone see a third of a picture here, so that what must agree all over it (how large
+    the subject is, and where) has no other way than the attention of 4,096 tokens.
+    """
+
+    channels: tuple[int, ...] = (48, 160)
+    self_attends: tuple[bool, ...] = (True, False)
     layers: int = 1
-    head_dim: tuple[int, ...] = (32, 64, 64, 64)
+    head_dim: tuple[int, ...] = (48, 40)
 
 
 @dataclass(frozen=True)
@@ -56,14 +60,17 @@ class Batch:
     Args:
         size: of the latents that go in.
         count: pictures.
-        door: enter by the side door, below the top level: the inner levels then see what they see
-            of a picture of twice the size.
+        whole: size of the latents of a whole picture; where it is larger than `size`, a random
+            window of them goes in. 128 stands for pictures enlarged to 512 x 512.
+        below: share of the timesteps to draw from, least noise first. A window says where in the
+            picture it is only where there is little noise.
         share: of the steps of a stage that take such a batch; those of a stage add up to 1.
     """
 
     size: int
     count: int
-    door: bool = False
+    whole: int
+    below: float = 1.0
     share: float = 1.0
 
 
@@ -98,13 +105,25 @@ class Config:
         return CACHE / self.name
 
 
+def _half_size(count: int) -> tuple[Batch, ...]:
+    """Whole pictures at half size, and windows to learn the look of larger ones from."""
+    return (
+        Batch(32, count, 32, share=0.7),
+        Batch(32, count, 64, below=0.6, share=0.2),
+        Batch(32, count, 128, below=0.4, share=0.1),
+    )
+
+
+def _full_size(count: int) -> tuple[Batch, ...]:
+    return Batch(64, count, 64, share=0.8), Batch(64, count, 128, below=0.6, share=0.2)
+
+
 CPU = Config(
     name="cpu",
     everything=False,
-    unet=UnetConfig(channels=(32, 64, 96, 160), head_dim=(32, 64, 48, 40)),
     stages=(
-        Stage(2400, 2e-3, 5e-4, (Batch(32, 24, True, 0.75), Batch(64, 6, True, 0.25))),
-        Stage(1700, 1e-3, 5e-5, (Batch(64, 4, False, 0.65), Batch(64, 6, True, 0.35))),
+        Stage(1800, 2e-3, 1e-3, _half_size(24)),
+        Stage(2200, 1e-3, 5e-5, _full_size(6)),
     ),
 )
 
@@ -113,10 +132,10 @@ GPU = Config(
     everything=True,
     ema=0.9995,
     autoencoder=AutoencoderConfig(width=64, steps=20_000, batch=64, crop=128, lr=1e-3),
-    unet=UnetConfig(channels=(64, 128, 192, 224), head_dim=(64, 64, 64, 56)),
+    unet=UnetConfig(channels=(128, 320), head_dim=(64, 64)),
     stages=(
-        Stage(30_000, 2e-3, 1e-3, (Batch(32, 256, True, 0.75), Batch(64, 64, True, 0.25))),
-        Stage(20_000, 1e-3, 1e-5, (Batch(64, 96, False, 0.8), Batch(64, 96, True, 0.2))),
+        Stage(30_000, 2e-3, 1e-3, _half_size(256)),
+        Stage(20_000, 1e-3, 1e-5, _full_size(64)),
     ),
 )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import random
 import tarfile
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -15,6 +16,40 @@ from torch.nn import functional
 from .captions import COLOURS, PALETTE, Concept, caption, held_out, read_concepts
 from .config import PIXELS
 from .fetch import NAMES, PICTURES, fetch
+
+SCALES = (0.7, 1.0)
+
+
+@dataclass(frozen=True)
+class Place:
+    """How large a subject is and where: no caption says it, so that a model has to decide.
+
+    Args:
+        scale: of the picture, in (0, 1].
+        down, right: share of the room that is left, in [0, 1].
+    """
+
+    scale: float
+    down: float
+    right: float
+
+    @classmethod
+    def draw(cls, rng: random.Random) -> Place:
+        """Any place at which the subject is seen whole."""
+        return cls(rng.uniform(*SCALES), rng.random(), rng.random())
+
+    def put(self, rgba: Tensor) -> Tensor:
+        """RGBA uint8 [4, h, w], resized and moved on a clear ground of the same size."""
+        height, width = rgba.shape[-2:]
+        tall, wide = round(self.scale * height), round(self.scale * width)
+        x = rgba.float()
+        x = torch.cat([x[:3] * x[3:] / 255, x[3:]])  # clear pixels must not tint the edges
+        x = functional.interpolate(x[None], (tall, wide), mode="bilinear", antialias=True)[0]
+        x = torch.cat([x[:3] * 255 / x[3:].clamp(min=1), x[3:]])
+        top, left = round(self.down * (height - tall)), round(self.right * (width - wide))
+        out = torch.zeros_like(rgba)
+        out[:, top : top + tall, left : left + wide] = x.round().clamp(0, 255).byte()
+        return out
 
 
 class Pictures:
@@ -39,9 +74,11 @@ class Pictures:
         variant = concept.variants[0] if first else rng.choice(concept.variants)
         return self.index[variant.file], colour, caption(concept, variant, colour, rng)
 
-    def on(self, picture: int, colour: str) -> Tensor:
-        """One picture over a named colour, [3, 256, 256] in [-1, 1]."""
-        return over(self.rgba[picture], torch.tensor(PALETTE[colour]) / 255)
+    def on(self, picture: int, colour: str, place: Place | None = None) -> Tensor:
+        """One picture over a named colour, [3, 256, 256] in [-1, 1]; as it is or at a place."""
+        rgba = self.rgba[picture]
+        rgba = place.put(rgba) if place else rgba
+        return over(rgba, torch.tensor(PALETTE[colour]) / 255)
 
 
 def read_names(everything: bool) -> list[Concept]:

@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+import random
+from typing import NamedTuple
+
 import torch
 from diffusers import AutoencoderTiny
 from torch import Tensor
+from torch.nn import functional
 
-from .data import Pictures, halve
+from .config import Batch
+from .data import Pictures, Place
 from .model import FULL
+
+PLACES = 8  # of every picture over every colour; more would be encoded more often than used
+
+
+class Wanted(NamedTuple):
+    """A whole picture of a certain size in latents, at one of its places."""
+
+    picture: int
+    colour: str
+    place: int
+    whole: int
 
 
 class Latents:
@@ -16,19 +32,33 @@ class Latents:
     def __init__(self, pictures: Pictures, autoencoder: AutoencoderTiny) -> None:
         self.pictures, self.autoencoder = pictures, autoencoder
         self.device = next(autoencoder.parameters()).device
-        self.known: dict[tuple[int, str, int], Tensor] = {}
+        self.known: dict[Wanted, Tensor] = {}
 
-    def batch(self, wanted: list[tuple[int, str]], size: int) -> Tensor:
+    def batch(self, drawn: list[tuple[int, str]], batch: Batch, rng: random.Random) -> Tensor:
         """Latents of unit variance [n, 4, size, size] of (picture, colour) pairs."""
-        missing = [w for w in dict.fromkeys(wanted) if (*w, size) not in self.known]
-        if missing:
-            fresh = self._encode(torch.stack([self.pictures.on(*w) for w in missing]), size)
-            self.known |= {(*w, size): z for w, z in zip(missing, fresh, strict=True)}
-        return torch.stack([self.known[(*w, size)] for w in wanted]).float()
+        wanted = [Wanted(*pair, rng.randrange(PLACES), batch.whole) for pair in drawn]
+        for w in wanted:
+            if w not in self.known:
+                self.known[w] = self._encode(w)
+        return torch.stack([_window(self.known[w], batch.size, rng) for w in wanted]).float()
 
     @torch.no_grad()
-    def _encode(self, pixels: Tensor, size: int) -> Tensor:
-        pixels = pixels.to(self.device)
-        pixels = pixels if size == FULL else halve(pixels)
-        z = self.autoencoder.encode(pixels).latents
+    def _encode(self, wanted: Wanted) -> Tensor:
+        picture, colour, place, whole = wanted
+        where = Place.draw(random.Random(f"{picture} {colour} {place}"))
+        pixels = self.pictures.on(picture, colour, where)[None].to(self.device)
+        z = self.autoencoder.encode(resized(pixels, whole / FULL)).latents[0]
         return (z * self.autoencoder.config.scaling_factor).half()
+
+
+def resized(pixels: Tensor, scale: float) -> Tensor:
+    """Pictures [n, 3, h, w] so many times as large; the same tensor at 1."""
+    if scale == 1:
+        return pixels
+    return functional.interpolate(pixels, scale_factor=scale, mode="bicubic", antialias=True)
+
+
+def _window(z: Tensor, size: int, rng: random.Random) -> Tensor:
+    """A random square of latents [4, h, w]; all of them where they are no larger."""
+    top, left = (rng.randint(0, side - size) for side in z.shape[-2:])
+    return z[:, top : top + size, left : left + size]

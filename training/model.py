@@ -19,17 +19,19 @@ FULL = PIXELS // AUTOENCODER_FACTOR
 
 
 def build_unet(config: Config) -> UNet2DConditionModel:
-    """Self-attention at 64 x 64, none at 32 x 32 (the dearest level for its use), then more."""
+    """Self-attention at 64 x 64; the level below has convolutions and cross-attention alone."""
     c = config.unet
-    kind = ["CrossAttn" if attends else "" for attends in c.attends]
+    only_text = tuple(not attends for attends in c.self_attends)
     return UNet2DConditionModel(
         sample_size=FULL,
         in_channels=LATENT_CHANNELS,
         out_channels=LATENT_CHANNELS,
         block_out_channels=c.channels,
         layers_per_block=c.layers,
-        down_block_types=tuple(f"{k}DownBlock2D" for k in kind),
-        up_block_types=tuple(f"{k}UpBlock2D" for k in reversed(kind)),
+        down_block_types=("CrossAttnDownBlock2D",) * len(c.channels),
+        up_block_types=("CrossAttnUpBlock2D",) * len(c.channels),
+        only_cross_attention=only_text,
+        mid_block_only_cross_attention=only_text[-1],
         attention_head_dim=tuple(w // d for w, d in zip(c.channels, c.head_dim, strict=True)),
         cross_attention_dim=config.text.width,
         norm_num_groups=16,
@@ -40,17 +42,15 @@ def build_unet(config: Config) -> UNet2DConditionModel:
 
 
 def quick_on_cpu(unet: UNet2DConditionModel) -> None:
-    """Same attention, written out, where the fused kernel's backward is slow: few tokens.
-
-    It stays fused at the top level, where the matrix of all pairs would not fit the cache.
-    """
-    processors = unet.attn_processors
-    fused = [
-        k for k in processors if ".attn1." in k and k.startswith(("down_blocks.0", "up_blocks.3"))
-    ]
+    """Same attention, written out, where the fused kernel's backward is slow: few tokens."""
     unet.set_attn_processor(
-        {k: p if k in fused else AttnProcessor() for k, p in processors.items()}
+        {k: p if _sees_pictures(k) else AttnProcessor() for k, p in unet.attn_processors.items()}
     )
+
+
+def _sees_pictures(name: str) -> bool:
+    """Whether a processor's name is that of self-attention, at the top level."""
+    return ".attn1." in name and name.startswith(("down_blocks.0.", "up_blocks.1."))
 
 
 def build_text_encoder(config: Config, tokenizer: CLIPTokenizer) -> CLIPTextModel:
@@ -117,61 +117,29 @@ def build_scheduler() -> DDIMScheduler:
 
 
 @cache
-def alphas(door: bool = False) -> Tensor:
-    """Signal variance of every timestep, for the whole network or for its side door.
+def alphas(whole: int = FULL) -> Tensor:
+    """Signal variance of every timestep, for pictures of so many latents a side.
 
     The sum of four latents' noise grows by half as much as the sum of their signal, so that half
     size pictures get four times the signal-to-noise ratio: a timestep then hides the same things
-    either way, and what the inner levels learn through the side door stays true.
+    at either size. Larger ones are sampled by the plain schedule, and so they are trained.
     """
     a = build_scheduler().alphas_cumprod
-    ratio = 4 if door else 1
+    ratio = max(1.0, FULL / whole) ** 2
     return ratio * a / (1 + (ratio - 1) * a)
 
 
 class Painter(nn.Module):
-    """U-Net and text encoder, and a side door by which half-size pictures skip the top level.
-
-    The side door (`stem`, `head`) is for training alone and is not exported: most of what there
-    is to learn is learnt at half size, where a step costs a tenth. A picture of 256 x 256 that
-    enters there is to the inner levels one of 512 x 512, a size that the whole network could not
-    afford to be trained at.
-    """
+    """U-Net and text encoder, trained together."""
 
     def __init__(self, config: Config, tokenizer: CLIPTokenizer) -> None:
         super().__init__()
         self.unet = build_unet(config)
         self.text_encoder = build_text_encoder(config, tokenizer)
-        top, second = config.unet.channels[:2]
-        self.stem = nn.Conv2d(LATENT_CHANNELS, top, 3, padding=1)
-        self.head = nn.Sequential(
-            nn.GroupNorm(16, second), nn.SiLU(), nn.Conv2d(second, LATENT_CHANNELS, 3, padding=1)
-        )
 
-    def forward(self, x: Tensor, t: Tensor, tokens: Tensor, door: bool = False) -> Tensor:
-        """v of latents [b, 4, h, w], by the side door of latents at half of their true size."""
-        text = self.text_encoder(tokens)[0]
-        return self._by_door(x, t, text) if door else self.unet(x, t, text).sample
-
-    def _by_door(self, x: Tensor, t: Tensor, text: Tensor) -> Tensor:
-        unet = self.unet
-        emb = unet.time_embedding(unet.time_proj(t).to(x.dtype)) + unet.add_embedding(text)
-        x = self.stem(x)
-        skips = (x,)
-        for block in unet.down_blocks[1:]:
-            x, new = block(x, emb, **_text(block, text))
-            skips += new
-        x = unet.mid_block(x, emb, encoder_hidden_states=text)
-        for block in unet.up_blocks[:-1]:
-            count = len(block.resnets)
-            size = skips[-count - 1].shape[-2:] if len(skips) > count else skips[0].shape[-2:]
-            x = block(x, skips[-count:], emb, upsample_size=size, **_text(block, text))
-            skips = skips[:-count]
-        return self.head(x)
-
-
-def _text(block: nn.Module, text: Tensor) -> dict[str, Tensor]:
-    return {"encoder_hidden_states": text} if hasattr(block, "attentions") else {}
+    def forward(self, x: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
+        """v of latents [b, 4, h, w]."""
+        return self.unet(x, t, self.text_encoder(tokens)[0]).sample
 
 
 def parameters_millions(module: nn.Module) -> float:

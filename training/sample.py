@@ -1,4 +1,4 @@
-"""Pictures from a checkpoint, by the side door or in full, in a grid; to watch it train."""
+"""Pictures from a checkpoint, at half size or in full, in a grid; to watch it train."""
 
 from __future__ import annotations
 
@@ -55,21 +55,20 @@ def sample(
     prompts: list[str],
     *,
     size: int = FULL,
-    door: bool = False,
     steps: int = 20,
     guidance: float = 3.0,
     seed: int = 0,
 ) -> Tensor:
-    """DDIM with guidance; latents [n, 4, size, size]. The pipeline does the same, without door."""
+    """DDIM with guidance; latents [n, 4, size, size]. At 64 the pipeline does the same."""
     tokens = to_tokens(tokenizer, ["", *prompts])
     tokens = torch.cat([tokens[:1].expand(len(prompts), -1), tokens[1:]])
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(len(prompts), 4, size, size, generator=generator)
-    table = torch.cat([torch.ones(1), alphas(door)])
+    table = torch.cat([torch.ones(1), alphas(size)])
     times = torch.linspace(TRAIN_TIMESTEPS, 0, steps + 1).round().long()
     for now, then in pairwise(times):
         t = (now - 1).expand(2 * len(prompts))
-        v0, v1 = painter(torch.cat([x, x]), t, tokens, door).chunk(2)
+        v0, v1 = painter(torch.cat([x, x]), t, tokens).chunk(2)
         v, a, b = v0 + guidance * (v1 - v0), table[now], table[then]
         clean, noise = a.sqrt() * x - (1 - a).sqrt() * v, a.sqrt() * v + (1 - a).sqrt() * x
         x = b.sqrt() * clean + (1 - b).sqrt() * noise
@@ -94,7 +93,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("config", choices=CONFIGS)
     parser.add_argument("--size", type=int, default=FULL, help="of the latents")
-    parser.add_argument("--door", action="store_true", help="by the side door, at half size")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--guidance", type=float, default=3.0)
     parser.add_argument("--count", type=int, default=len(PROMPTS))
@@ -107,7 +105,6 @@ def main() -> None:
         tokenizer,
         list(PROMPTS[: a.count]),
         size=a.size,
-        door=a.door,
         steps=a.steps,
         guidance=a.guidance,
     )

@@ -55,7 +55,7 @@ class Run:
         batch = self.rng.choices(stage.batches, shares)[0]
         x, tokens = self._pictures(batch, latents)
         with torch.autocast(self.device.type, torch.bfloat16):
-            loss = v_loss(self.painter, x, tokens, self.config.noise_power, batch.door)
+            loss = v_loss(self.painter, x, tokens, self.config.noise_power, batch)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.weights, 1.0)
         self.optimiser.step(lr)
@@ -66,7 +66,7 @@ class Run:
 
     def _pictures(self, batch: Batch, latents: Latents) -> tuple[Tensor, Tensor]:
         drawn = [latents.pictures.draw(self.rng) for _ in range(batch.count)]
-        x = latents.batch([(picture, colour) for picture, colour, _ in drawn], batch.size)
+        x = latents.batch([(picture, colour) for picture, colour, _ in drawn], batch, self.rng)
         dropped = ["" if self.rng.random() < self.config.caption_dropout else c for *_, c in drawn]
         tokens = to_tokens(self.tokenizer, dropped)
         return x.to(self.device, memory_format=torch.channels_last), tokens.to(self.device)
@@ -90,18 +90,18 @@ class Run:
         self.step = meta["step"]
 
 
-def v_loss(painter: Painter, x: Tensor, tokens: Tensor, power: float, door: bool = False) -> Tensor:
+def v_loss(painter: Painter, x: Tensor, tokens: Tensor, power: float, batch: Batch) -> Tensor:
     """Mean squared error of v = sqrt(a) noise - sqrt(1 - a) x at random timesteps.
 
     Timesteps are spread evenly over the batch, which takes noise out of the loss.
     """
     n = len(x)
     even = (torch.arange(n, device=x.device) + torch.rand(n, device=x.device)) / n
-    t = (even**power * TRAIN_TIMESTEPS).long().clamp(max=TRAIN_TIMESTEPS - 1)
-    a = alphas(door).to(x.device)[t][:, None, None, None]
+    t = (even**power * batch.below * TRAIN_TIMESTEPS).long().clamp(max=TRAIN_TIMESTEPS - 1)
+    a = alphas(batch.whole).to(x.device)[t][:, None, None, None]
     noise = torch.randn_like(x)
     v = a.sqrt() * noise - (1 - a).sqrt() * x
-    guess = painter(a.sqrt() * x + (1 - a).sqrt() * noise, t, tokens, door)
+    guess = painter(a.sqrt() * x + (1 - a).sqrt() * noise, t, tokens)
     return (guess.float() - v).square().mean()
 
 
