@@ -45,7 +45,7 @@ class NoAttention:
 
 def switch_off_top_attention(pipeline: StableDiffusionPipeline) -> int:
     """Self-attention at 64 x 64 becomes nothing; returns how many layers that were."""
-    top = ("down_blocks.0", "up_blocks.3")
+    top = ("down_blocks.0.", f"up_blocks.{len(pipeline.unet.up_blocks) - 1}.")
     processors = pipeline.unet.attn_processors
     off = [k for k in processors if k.startswith(top) and ".attn1." in k]
     pipeline.unet.set_attn_processor(processors | dict.fromkeys(off, NoAttention()))
