@@ -136,12 +136,19 @@ def test_a_window_is_drawn_from_little_noise_only(monkeypatch):
 def test_a_placed_subject_is_whole_and_of_the_asked_for_size():
     rgba = torch.zeros(4, 40, 40, dtype=torch.uint8)
     rgba[0], rgba[3] = 200, 255
-    placed = data.Place(0.5, 1.0, 0.25).put(rgba)
-    rows, columns = placed[3].any(dim=1).nonzero(), placed[3].any(dim=0).nonzero()
-    assert (rows.min(), rows.max()) == (20, 39)
-    assert (columns.min(), columns.max()) == (5, 24)
-    assert torch.equal(placed[:, 20:, 5:25], rgba[:, :20, :20])
-    assert torch.equal(data.Place(1.0, 0.3, 0.7).put(rgba), rgba)
+    for side in (40, 20, 80):
+        placed = data.Place(0.5, 1.0, 0.2).put(rgba, side)
+        rows, columns = placed[3].any(dim=1).nonzero(), placed[3].any(dim=0).nonzero()
+        assert placed.shape == (4, side, side)
+        assert (rows.min(), rows.max()) == (side // 2, side - 1)
+        assert (columns.min(), columns.max()) == (side // 10, side // 10 + side // 2 - 1)
+        assert placed[0].unique().tolist() == [0, 200]
+    assert torch.equal(data.Place(1.0, 0.3, 0.7).put(rgba, 40), rgba)
+
+
+def test_a_placed_picture_is_laid_over_its_colour(shapes):
+    there = data.Pictures.placed(shapes, 0, "teal", data.Place(1.0, 0.5, 0.5), 256)
+    torch.testing.assert_close(there, shapes.on(0, "teal"), atol=0.005, rtol=0)
 
 
 def test_places_differ_and_stay_within_their_bounds():
@@ -257,8 +264,8 @@ def test_background_is_read_from_the_corners():
 class Plain:
     """Pictures that are all of one colour."""
 
-    def on(self, picture, colour, place=None):
-        return torch.zeros(3, 256, 256)
+    def placed(self, picture, colour, place, side):
+        return torch.zeros(3, side, side)
 
 
 @pytest.fixture
