@@ -122,8 +122,8 @@ CPU = Config(
     name="cpu",
     everything=False,
     stages=(
-        Stage(1800, 2e-3, 1e-3, _half_size(24)),
-        Stage(2200, 1e-3, 5e-5, _full_size(6)),
+        Stage(1500, 2e-3, 1e-3, _half_size(24)),
+        Stage(1600, 1e-3, 5e-5, _full_size(6)),
     ),
 )
 

@@ -17,7 +17,7 @@ from .captions import COLOURS, PALETTE, Concept, caption, held_out, read_concept
 from .config import PIXELS
 from .fetch import NAMES, PICTURES, fetch
 
-SCALES = (0.7, 1.0)
+SCALES = (0.75, 1.0)
 
 
 @dataclass(frozen=True)
