@@ -8,6 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from paper import levels
+
+import tiny
+from tokendown.request import Request
 
 ROOT = Path(__file__).parent.parent
 
@@ -25,6 +29,20 @@ def test_script(script):
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.strip()
     assert files() == before
+
+
+def test_levels_are_those_of_the_model(tmp_path):
+    """Also where self-attention is at the finest level alone."""
+    unet = tiny.shallow_unet(mid_block_type="UNetMidBlock2D")
+    pipe = tiny.sd_pipeline(tmp_path, unet=unet)
+    found = levels.rows(pipe, Request(width=32, height=32, steps=1, guidance=1.0), ("a cat",))
+    assert {row["downsampling"] for row in found} == {1}
+    assert {row["layers"] for row in found} == {3}
+    errors = {row["what"]: row["median"] for row in found}
+    assert errors["switched off"] > errors["factor 2, 0 anchors"] > 0
+    head, _, *lines = levels.table(found).splitlines()
+    assert head.split("|")[1:-1] == [" self-attention ", " downsampling 1 "]
+    assert len(lines) == len(errors)
 
 
 def files() -> dict[Path, int]:
