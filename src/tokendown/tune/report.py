@@ -93,6 +93,7 @@ def _plan(tuning: Tuning) -> str:
             short_name(layer.name),
             "{}x{}".format(*grids[layer.name]),
             "dense" if layer.factor == 1 else str(layer.factor),
+            "" if layer.factor == 1 else layer.method,
             "" if layer.factor == 1 else str(layer.anchors),
             "" if layer.factor == 1 else f"{layer.start:.0%} to {layer.stop:.0%}",
         ]
@@ -101,7 +102,7 @@ def _plan(tuning: Tuning) -> str:
     return section(
         "The plan",
         "What every layer keeps, and in which part of the schedule.",
-        table(["layer", "grid", "factor", "anchors", "steps"], rows),
+        table(["layer", "grid", "factor", "of a cell", "anchors", "steps"], rows),
     )
 
 
