@@ -9,9 +9,9 @@ Rows: tomesd 0.1.3 (ToMe), the grid alone (ToDo), and the grid with anchors and 
 factors 2, 3, 4 of the finest level that has self-attention keep 1/4, 1/9 and 1/16 of its tokens.
 First every ratio at the sizes asked for, with ``--count`` prompts; then each ratio at the size
 where it leaves 4,096 tokens, as in the paper, with one prompt and few steps, for a large picture
-takes minutes on a CPU. Distances are to the dense picture of the same prompt, seed and steps; median
-(lowest to highest) over prompts and seeds. The definition of the paper's own "HPF" is not known to
-us: ``tokendown.quality.hpf`` says what ours is.
+takes minutes on a CPU. Distances are to the dense picture of the same prompt, seed and steps;
+median (lowest to highest) over prompts and seeds. The definition of the paper's own "HPF" is not
+known to us: ``tokendown.quality.hpf`` says what ours is.
 """
 
 from __future__ import annotations

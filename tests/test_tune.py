@@ -19,7 +19,7 @@ from tokendown.analyze import Analysis, LayerAnalysis
 from tokendown.analyze.measures import DENSE, Candidate
 from tokendown.analyze.prompts import PROMPTS, pick_prompts
 from tokendown.tune import Target, tune
-from tokendown.tune.contest import Contest, readings
+from tokendown.tune.contest import Contest, readings, uniform
 from tokendown.tune.costs import Costs, measured
 from tokendown.tune.effects import Calls, Uniform, middle_calls, parts_of, plan_of
 from tokendown.tune.knapsack import best_tradeoffs
@@ -172,6 +172,26 @@ def test_a_coarser_grid_with_anchors_beats_the_preset_at_its_cost():
     assert [(x.factor, x.anchors) for x in lines] == [(2, 8), (4, 8)]
     assert table.cost(picked) < table.cost(paper)
     assert table.error(picked) < table.error(paper) / 5
+
+
+def test_the_best_choice_that_treats_all_layers_alike():
+    errors = {Candidate(2): 0.2, Candidate(2, 0, "mean"): 0.1, Candidate(3, 8): 0.3}
+    made = constructed({"a": errors, "b": {key: 2 * error for key, error in errors.items()}})
+    keys = {DENSE: 100, Candidate(2): 25, Candidate(2, 0, "mean"): 25, Candidate(3, 8): 20}
+    prices = Costs("FLOPs", 1000.0, dict.fromkeys("ab", keys))
+    table = build_menu(made, prices, {"a": [1.0], "b": [1.0]}, [1.0])
+
+    def lines(limit, error):
+        [picked] = uniform(table, limit, error)
+        options = [options[i] for options, i in zip(table.options, picked, strict=True)]
+        assert all((x.start, x.stop) == (0.0, 1.0) for x in options)
+        return {(x.factor, x.anchors, x.method) for x in options}
+
+    paper = table.cost(table.find({"a": Candidate(2), "b": Candidate(2)}))
+    assert lines(paper, None) == {(2, 0, "mean")}
+    assert lines(paper - 1, None) == {(3, 8, "nearest")}
+    assert lines(None, 1.0) == {(3, 8, "nearest")}
+    assert uniform(table, 1.0, None) == uniform(table, None, 1e-9) == []
 
 
 def constructed(errors: dict[str, dict[Candidate, float]]) -> Analysis:
