@@ -25,6 +25,8 @@ from tokendown.tune.effects import Calls, Uniform, middle_calls, parts_of, plan_
 from tokendown.tune.knapsack import best_tradeoffs
 from tokendown.tune.menu import Menu, build_menu, choose
 from tokendown.tune.report import pareto_plot, report, to_dict
+from tokendown.tune.tuning import dominated
+from tokendown.tune.validate import Entry
 from tokendown.tuned import LayerChoice
 
 # The knapsack
@@ -319,6 +321,18 @@ def test_a_tuned_plan_works_and_travels(pipe, tuning, tmp_path):
     assert hooks(pipe) == 0
 
 
+def test_what_a_plan_dominates():
+    def entry(name, speedup, error):
+        return Entry(name, speedup, error, (error,), None, 1.0, 1.0)
+
+    tuned = entry("tuned", 1.5, 0.01)
+    others = [
+        entry("dense", 1.0, 0.0), entry("paper", 1.5, 0.011), entry("auto", 1.6, 0.5),
+        entry("tomesd 0.5", 1.2, 0.02), entry("equal", 1.5, 0.01), entry("tuned, cost of x", 1, 1),
+    ]  # fmt: skip
+    assert dominated([*others, tuned]) == ["paper", "tomesd 0.5"]
+
+
 def test_the_page(tuning):
     assert_self_contained(report(tuning))
     record = json.loads(json.dumps(to_dict(tuning), allow_nan=False))
@@ -351,9 +365,10 @@ def test_parts():
 
 
 def test_fewer_steps_than_parts(pipe):
-    short = replace(REQUEST, steps=2)
+    short = replace(REQUEST, steps=2, width=24, height=16)  # too small for the inner level
     tuning = tune(pipe, short, ["a cat"], ["a dog"], Target(error=10.0), factors=(2,), parts=4)
     assert len(tuning.weights) == 2
+    assert [bool(layer.errors) for layer in tuning.analysis.layers] == [True, False, True, True]
 
 
 def test_nothing_to_tune(pipe):

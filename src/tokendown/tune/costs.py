@@ -55,14 +55,16 @@ def predicted(analysis: Analysis, denoiser: Any, cost: Cost) -> Costs:
         denoiser: not patched.
         cost: of one dense call, at the size of the analysis.
     """
-    found: dict[str, dict[Candidate, float]] = {layer.name: {} for layer in analysis.layers}
+    dense = families.make_plan(denoiser, None)
+    found: dict[str, dict[Candidate, float]] = {
+        layer.name: {DENSE: layer_at(dense, layer, cost).flops_before} for layer in dense.layers
+    }
     known = {layer.name: layer.errors for layer in analysis.layers}
     for candidate in dict.fromkeys(pair for errors in known.values() for pair in errors):
         plan = families.make_plan(denoiser, plan_of(analysis, Uniform(candidate)))
         for layer in plan.layers:
             if candidate in known.get(layer.name, ()):
-                what = layer_at(plan, layer, cost)
-                found[layer.name] |= {DENSE: what.flops_before, candidate: what.flops_after}
+                found[layer.name][candidate] = layer_at(plan, layer, cost).flops_after
     return Costs("FLOPs", cost.flops, found)
 
 

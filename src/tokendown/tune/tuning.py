@@ -226,7 +226,20 @@ def _made(
         "prompts": list(analysis.prompts),
         "held_out": list(held_out),
         "held_out_results": [entry.to_dict() for entry in entries],
+        "dominates": dominated(entries),
     }
+
+
+def dominated(entries: Sequence[Entry]) -> list[str]:
+    """What is no faster than the tuned plan and has more error, on the held-out prompts."""
+    tuned = next(entry for entry in entries if entry.name == "tuned")
+    return [
+        entry.name
+        for entry in entries
+        if not entry.name.startswith("tuned")
+        and entry.error > tuned.error
+        and entry.speedup <= tuned.speedup * (1 + 1e-6)
+    ]
 
 
 def _notes(entries: list[Entry]) -> list[str]:
