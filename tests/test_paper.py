@@ -67,8 +67,9 @@ def test_table1_goes_on_where_it_stopped(tmp_path):
     runs = [cell["numbers"][2]["mse"] for cell in known]
     assert len(set(runs)) == 3
     assert lines[1]["mse"]["median"] == pytest.approx(sorted(runs)[1], rel=1e-3)
-    assert (lines[1]["mse"]["low"], lines[1]["mse"]["high"]) == (min(runs), max(runs))
-    assert f"({min(runs):.2e} to {max(runs):.2e})" in table1.table([dense, *lines])
+    low, high = (lines[1]["mse"][name] for name in ("low", "high"))
+    assert (low, high) == pytest.approx((min(runs), max(runs)), rel=1e-3)
+    assert f"({low:.2e} to {high:.2e})" in table1.table([dense, *lines])
 
 
 def test_cells_of_other_weights_are_not_mixed(tmp_path):
