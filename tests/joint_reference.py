@@ -173,6 +173,7 @@ class Joint:
         mask = self._mask(attention_mask, encoder_hidden_states_mask, index, length)
         logits = torch.einsum("bqhd,bkhd->bhqk", query, key) / math.sqrt(query.shape[-1])
         weights = (logits + bias[:, None, None].to(logits) + mask.to(logits)).softmax(-1)
+        self.to_text = weights[:, :, length:, :length].sum(-1)  # of image queries
         out = torch.einsum("bhqk,bkhd->bqhd", weights, value).flatten(2)
         return self._output(attn, out, length, pair, hidden_states)
 

@@ -219,13 +219,13 @@ def make_plan(model: nn.Module, adapter: Adapter, config: Options | None) -> Joi
         ConfigError: cells are to be averaged.
         UnsupportedModelError: an attention processor is out of reach.
     """
-    if isinstance(config, PatchConfig) and config.method == "mean":
+    if config is not None and _averages(config):
         raise ConfigError(
             "cell averages do not go with rotary positions and normalised keys; use "
             "method='nearest' for this model"
         )
     plan = JointPlan(config or PatchConfig(), [])
-    for name, _, attention, blocks in _attentions(model, adapter):
+    for name, _, attention, blocks in attentions(model, adapter):
         if config is not None:
             check(name, attention)
         separate = hasattr(attention, "to_k")
@@ -246,6 +246,11 @@ def make_plan(model: nn.Module, adapter: Adapter, config: Options | None) -> Joi
     return plan
 
 
+def _averages(config: Options) -> bool:
+    rules = [config] if isinstance(config, PatchConfig) else config.layers
+    return any(rule.method == "mean" for rule in rules)
+
+
 def _query_dim(attention: Any) -> int:
     size = getattr(attention, "query_dim", None) or attention.to_q.in_features
     return int(size)
@@ -257,7 +262,7 @@ def install(model: nn.Module, plan: JointPlan) -> None:
     assert adapter is not None
     watch(model, model, plan)
     layers = {layer.name: layer for layer in plan.layers}
-    for name, norm, attention, _ in _attentions(model, adapter):
+    for name, norm, attention, _ in attentions(model, adapter):
         layer = layers[name]
         assert isinstance(layer, JointLayer)
         if layer.rule is None:
@@ -275,7 +280,7 @@ def watch(target: nn.Module, model: nn.Module, plan: JointPlan) -> None:
     target.register_forward_pre_hook(ShapeReader(plan, adapter, names), with_kwargs=True)
 
 
-def _attentions(model: Any, adapter: Adapter) -> Iterator[tuple[str, nn.Module, Any, Blocks]]:
+def attentions(model: Any, adapter: Adapter) -> Iterator[tuple[str, nn.Module, Any, Blocks]]:
     """Name, the norm before it, the module, and where it is from."""
     for blocks in adapter.blocks:
         for index, block in enumerate(getattr(model, blocks.path)):
