@@ -123,7 +123,7 @@ CPU = Config(
     everything=False,
     stages=(
         Stage(1500, 2e-3, 1e-3, _half_size(24)),
-        Stage(1600, 1e-3, 5e-5, _full_size(6)),
+        Stage(1400, 1e-3, 5e-5, _full_size(6)),
     ),
 )
 
