@@ -248,6 +248,64 @@ def cogvideox(seed: int = 0) -> diffusers.CogVideoXTransformer3DModel:
     )
 
 
+def consisid(seed: int = 0) -> diffusers.ConsisIDTransformer3DModel:
+    """CogVideoX's blocks; without the face."""
+    return _build(
+        lambda: diffusers.ConsisIDTransformer3DModel(
+            num_attention_heads=2,
+            attention_head_dim=16,
+            in_channels=4,
+            out_channels=4,
+            time_embed_dim=8,
+            text_embed_dim=8,
+            num_layers=2,
+            sample_width=32,
+            sample_height=32,
+            sample_frames=9,
+            max_text_seq_length=TEXT,
+            use_rotary_positional_embeddings=True,
+        ),
+        seed,
+    )
+
+
+def easyanimate(seed: int = 0) -> diffusers.EasyAnimateTransformer3DModel:
+    """Text with projections of its own; rotates in place."""
+    return _build(
+        lambda: diffusers.EasyAnimateTransformer3DModel(
+            num_attention_heads=2,
+            attention_head_dim=16,  # the least that splits into frames, rows and columns
+            in_channels=4,
+            out_channels=4,
+            patch_size=2,
+            time_embed_dim=8,
+            text_embed_dim=8,
+            num_layers=2,
+            mmdit_layers=2,
+        ),
+        seed,
+    )
+
+
+def cosmos(seed: int = 0) -> diffusers.CosmosTransformer3DModel:
+    """Video only; rotates halves of a head."""
+    return _build(
+        lambda: diffusers.CosmosTransformer3DModel(
+            in_channels=4,
+            out_channels=4,
+            num_attention_heads=2,
+            attention_head_dim=16,
+            num_layers=2,
+            text_embed_dim=8,
+            adaln_lora_dim=4,
+            max_size=(4, 64, 64),
+            concat_padding_mask=False,  # resized by torchvision
+            extra_pos_embed_type=None,
+        ),
+        seed,
+    )
+
+
 def cogview3(seed: int = 0) -> diffusers.CogView3PlusTransformer2DModel:
     """Text and image are joined inside the processor; no rotary positions."""
     return _build(

@@ -157,6 +157,14 @@ def _cogvideox(model: Any, noise: Noise, height: int, width: int, batch: int) ->
     }
 
 
+def _easyanimate(model: Any, noise: Noise, height: int, width: int, batch: int) -> dict[str, Any]:
+    return {
+        "hidden_states": noise(batch, 4, FRAMES, 2 * height, 2 * width),
+        "encoder_hidden_states": noise(batch, TEXT, 8),
+        "timestep": torch.full((batch,), 500),
+    }
+
+
 def _cogview(model: Any, noise: Noise, height: int, width: int, batch: int) -> dict[str, Any]:
     size = torch.full((batch, 2), 64.0).to(noise.like.dtype)
     return {
@@ -228,6 +236,9 @@ INPUTS: dict[str, Callable[..., dict[str, Any]]] = {
     "z_image": _z_image,
     "ltx": _ltx,
     "cogvideox": _cogvideox,
+    "consisid": _cogvideox,
+    "easyanimate": _easyanimate,
+    "cosmos": _easyanimate,
     "cogview3": _cogview,
     "cogview4": _cogview,
     "auraflow": _auraflow,

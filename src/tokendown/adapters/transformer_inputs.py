@@ -197,6 +197,40 @@ def _cogvideox(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, 
     return inputs
 
 
+def _consisid(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, Any]:
+    if config.is_train_face:
+        raise UnsupportedModelError("no example inputs are known for the features of a face")
+    return {
+        "hidden_states": zeros(zeros.asked or COGVIDEOX_FRAMES, config.in_channels, height, width),
+        "encoder_hidden_states": zeros(config.max_text_seq_length, config.text_embed_dim),
+        "timestep": zeros(),
+    }
+
+
+def _easyanimate(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, Any]:
+    return {
+        "hidden_states": zeros(config.in_channels, zeros.asked or COGVIDEOX_FRAMES, height, width),
+        "encoder_hidden_states": zeros(HUNYUAN_TOKENS, config.text_embed_dim),
+        "timestep": zeros(),
+    }
+
+
+def _cosmos(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, Any]:
+    width_of_text = config.text_embed_dim
+    if config.use_crossattn_projection:
+        width_of_text = config.crossattn_proj_in_channels
+    if config.img_context_dim_in:
+        raise UnsupportedModelError("no example inputs are known for the features of a picture")
+    inputs = {
+        "hidden_states": zeros(config.in_channels, zeros.asked or WAN_FRAMES, height, width),
+        "encoder_hidden_states": zeros(T5_TOKENS, width_of_text),
+        "timestep": zeros(),
+    }
+    if config.concat_padding_mask:
+        inputs["padding_mask"] = zeros(1, height, width)[:1]
+    return inputs
+
+
 def _cogview(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, Any]:
     return {
         "hidden_states": zeros(config.in_channels, height, width),
@@ -212,6 +246,15 @@ def _auraflow(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, A
     return {
         "hidden_states": zeros(config.in_channels, height, width),
         "encoder_hidden_states": zeros(HUNYUAN_TOKENS, config.joint_attention_dim),
+        "timestep": zeros(),
+    }
+
+
+def _lumina2(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, Any]:
+    return {
+        "hidden_states": zeros(config.in_channels, height, width),
+        "encoder_hidden_states": zeros(HUNYUAN_TOKENS, config.cap_feat_dim),
+        "encoder_attention_mask": zeros.mask(HUNYUAN_TOKENS),
         "timestep": zeros(),
     }
 
@@ -250,7 +293,11 @@ TRANSFORMERS: dict[str, Maker] = {
     "ZImageTransformer2DModel": _z_image,
     "LTXVideoTransformer3DModel": _ltx,
     "CogVideoXTransformer3DModel": _cogvideox,
+    "ConsisIDTransformer3DModel": _consisid,
+    "EasyAnimateTransformer3DModel": _easyanimate,
+    "CosmosTransformer3DModel": _cosmos,
     "CogView3PlusTransformer2DModel": _cogview,
     "CogView4Transformer2DModel": _cogview,
     "AuraFlowTransformer2DModel": _auraflow,
+    "Lumina2Transformer2DModel": _lumina2,
 }
