@@ -301,6 +301,8 @@ WHERE: dict[str, list[tuple[str, str, str, bool]]] = {
     "bria": _FLUX,
     "bria_fibo": _FLUX,
     "skyreels": _WAN,
+    "wan_animate": _WAN,
+    "hunyuan_dit": [("blocks", "attn1", "norm1", True)],
     "chrono_edit": _WAN,
     "ltx": _ATTN1,
     "cogvideox": _ATTN1,

@@ -23,6 +23,7 @@ VIDEO = [
     "hunyuan_video",
     "skyreels",
     "chrono_edit",
+    "wan_animate",
     "ltx",
     "cogvideox",
     "consisid",
@@ -61,7 +62,8 @@ def test_the_reference_at_factor_one_is_the_host(kind):
     """Otherwise the reference proves nothing."""
     dense = run(kind, built(kind), (6, 9))
     got = wanted(kind, built(kind), (6, 9), factor=1)
-    torch.testing.assert_close(got, dense, rtol=0, atol=1e-6)
+    # some hosts rotate in float32
+    torch.testing.assert_close(got, dense, rtol=0, atol=2e-6)
 
 
 @pytest.mark.parametrize("anchors", [0, 4])

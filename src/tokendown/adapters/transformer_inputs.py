@@ -97,6 +97,31 @@ def _wan(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, Any]:
     return inputs
 
 
+def _wan_animate(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, Any]:
+    inputs = _wan(config, zeros, height, width)
+    moving = inputs["hidden_states"].shape[2] - 1  # the first latent frame is the character
+    side = config.motion_encoder_size
+    return {
+        **inputs,
+        "pose_hidden_states": zeros(config.latent_channels, moving, height, width),
+        "face_pixel_values": zeros(3, 4 * moving - 3, side, side),
+    }
+
+
+def _hunyuan_dit(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, Any]:
+    inputs = {
+        "hidden_states": zeros(config.in_channels, height, width),
+        "timestep": zeros(),
+        "encoder_hidden_states": zeros(config.text_len, config.cross_attention_dim),
+        "text_embedding_mask": zeros(config.text_len),
+        "encoder_hidden_states_t5": zeros(config.text_len_t5, config.cross_attention_dim_t5),
+        "text_embedding_mask_t5": zeros(config.text_len_t5),
+    }
+    if config.use_style_cond_and_image_meta_size:
+        inputs |= {"image_meta_size": zeros(6), "style": zeros.integers()}
+    return inputs
+
+
 def _hunyuan_video(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, Any]:
     inputs = {
         "hidden_states": zeros(config.in_channels, zeros.asked or HUNYUAN_FRAMES, height, width),
@@ -278,6 +303,8 @@ TRANSFORMERS: dict[str, Maker] = {
     "QwenImageTransformer2DModel": _qwen_image,
     "WanTransformer3DModel": _wan,
     "WanVACETransformer3DModel": _wan,
+    "WanAnimateTransformer3DModel": _wan_animate,
+    "HunyuanDiT2DModel": _hunyuan_dit,
     "HunyuanVideoTransformer3DModel": _hunyuan_video,
     "HunyuanImageTransformer2DModel": _hunyuan_image,
     "Flux2Transformer2DModel": _flux2,

@@ -113,6 +113,8 @@ ADAPTERS: dict[str, Adapter] = {
     "BriaFiboTransformer2DModel": Adapter(IdGrid(), _DOUBLE_AND_SINGLE),
     "SkyReelsV2Transformer3DModel": Adapter(LatentGrid(frames=-3), (_WAN,)),
     "ChronoEditTransformer3DModel": Adapter(LatentGrid(frames=-3), (_WAN,)),
+    "WanAnimateTransformer3DModel": Adapter(LatentGrid(frames=-3), (_WAN,)),
+    "HunyuanDiT2DModel": Adapter(LatentGrid(), (Blocks("blocks", "attn1"),)),
     "LTXVideoTransformer3DModel": Adapter(
         NumberGrid(coordinates=CoordinateGrid("video_coords")),
         (Blocks("transformer_blocks", "attn1"),),
