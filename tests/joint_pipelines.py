@@ -174,7 +174,7 @@ def causal_vae(kind: str = "AutoencoderKLWan", halvings: int = 2) -> Any:
     """
     return tiny._build(
         lambda: getattr(diffusers, kind)(
-            base_dim=1, z_dim=4, dim_mult=[1] * (halvings + 1), num_res_blocks=0,
+            base_dim=2, z_dim=4, dim_mult=[1] * (halvings + 1), num_res_blocks=0,
             temperal_downsample=[False] * (halvings - 1) + [True], latents_mean=[0.0] * 4,
             latents_std=[1.0] * 4,
             **({"scale_factor_spatial": 2**halvings, "scale_factor_temporal": 2}
@@ -310,7 +310,8 @@ CASES: dict[str, Callable[[], Case]] = {
         {"prompt_embeds": [TEXT[0]], "negative_prompt_embeds": [-TEXT[0]]}, SMALL,
     ),
     "PixArtSigmaPipeline": lambda: Case(
-        "", pixart_sigma(), SIZE, MASKED, {**LARGER, "use_resolution_binning": False}
+        "", pixart_sigma(), SIZE, MASKED,
+        {**LARGER, "negative_prompt": None, "use_resolution_binning": False},
     ),
     "LTXPipeline": lambda: Case(
         "ltx", assemble("LTXPipeline", transformer("ltx"), vae=ltx_vae()), FILM, MASKED, LTX
