@@ -109,7 +109,7 @@ def _norm(norm: Any, x: Tensor) -> Tensor:
 
 
 WIDE = ("WanAttention", "SkyReelsV2Attention", "LTXAttention")  # normalise over all heads
-HALVES = ("CogView4AttnProcessor",)
+HALVES = ("CogView4AttnProcessor", "CosmosAttnProcessor2_0")
 FLAT = ("LTXAttention",)  # rotates before it splits the heads
 
 
@@ -302,9 +302,14 @@ WHERE: dict[str, list[tuple[str, str, str, bool]]] = {
     "bria": _FLUX,
     "bria_fibo": _FLUX,
     "skyreels": _WAN,
+    "wan_animate": _WAN,
+    "hunyuan_dit": [("blocks", "attn1", "norm1", True)],
     "chrono_edit": _WAN,
     "ltx": _ATTN1,
     "cogvideox": _ATTN1,
+    "consisid": _ATTN1,
+    "easyanimate": _ATTN1,
+    "cosmos": _ATTN1,
     "cogview3": _ATTN1,
     "cogview4": _ATTN1,
     "auraflow": [

@@ -21,6 +21,7 @@ from ..tuned import Options
 from .classic import NormReader, say_if_unchanged, why_dense
 from .grids import (
     CaptionedGrid,
+    CoordinateGrid,
     GridSource,
     IdGrid,
     LatentGrid,
@@ -112,9 +113,23 @@ ADAPTERS: dict[str, Adapter] = {
     "BriaFiboTransformer2DModel": Adapter(IdGrid(), _DOUBLE_AND_SINGLE),
     "SkyReelsV2Transformer3DModel": Adapter(LatentGrid(frames=-3), (_WAN,)),
     "ChronoEditTransformer3DModel": Adapter(LatentGrid(frames=-3), (_WAN,)),
-    "LTXVideoTransformer3DModel": Adapter(NumberGrid(), (Blocks("transformer_blocks", "attn1"),)),
+    "WanAnimateTransformer3DModel": Adapter(LatentGrid(frames=-3), (_WAN,)),
+    "HunyuanDiT2DModel": Adapter(LatentGrid(), (Blocks("blocks", "attn1"),)),
+    "LTXVideoTransformer3DModel": Adapter(
+        NumberGrid(coordinates=CoordinateGrid("video_coords")),
+        (Blocks("transformer_blocks", "attn1"),),
+    ),
     "CogVideoXTransformer3DModel": Adapter(
         LatentGrid(frames=-4, temporal="patch_size_t"), (Blocks("transformer_blocks", "attn1"),)
+    ),
+    "ConsisIDTransformer3DModel": Adapter(
+        LatentGrid(frames=-4), (Blocks("transformer_blocks", "attn1"),)
+    ),
+    "EasyAnimateTransformer3DModel": Adapter(
+        LatentGrid(frames=-3), (Blocks("transformer_blocks", "attn1"),)
+    ),
+    "CosmosTransformer3DModel": Adapter(
+        LatentGrid(frames=-3), (Blocks("transformer_blocks", "attn1"),)
     ),
     "CogView3PlusTransformer2DModel": Adapter(
         LatentGrid(), (Blocks("transformer_blocks", "attn1"),)
@@ -183,6 +198,8 @@ class ShapeReader:
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         arguments = {**dict(zip(self.names, args, strict=False)), **kwargs}
         grid = self.adapter.grid
+        if isinstance(grid, NumberGrid):
+            grid = grid.where(arguments)
         if isinstance(grid, IdGrid):
             self._from_values(grid, arguments[grid.argument])
         else:
