@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import random
+import shutil
 
 import pytest
 import torch
@@ -24,6 +25,7 @@ from training import (
     sample,
     state,
     train,
+    unpack,
 )
 from training.autoencoder import build
 from training.config import CPU, GPU, Batch, Stage, TextConfig, UnetConfig
@@ -464,3 +466,34 @@ def test_fid_of_samples_beside_that_of_the_pictures_asked_for(shapes, tmp_path, 
     assert found["samples"] > found["the_training_pictures_asked_for"]
     monkeypatch.setattr(evaluate, "training_pictures", lambda _, pairs: noise[: len(pairs)])
     assert evaluate.fid(TINY, noise, asked, shapes)["samples"] == found["samples"]  # from the cache
+
+
+def test_what_ships_can_be_trained_on(tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr("training.config.CACHE", tmp_path)
+    monkeypatch.setattr(export, "read_names", lambda everything: [])
+    model.build_tokenizer(TINY, ["a dog", "blue"], TINY.folder / "tokenizer")
+    torch.manual_seed(1)
+    run = train.Run(TINY)
+    run.save()
+    state.save(
+        TINY.folder / "autoencoder",
+        {f"w.{k}": v for k, v in build(TINY).state_dict().items()},
+        {"step": 1, "std": 2.0, "scaling_factor": 0.5},
+    )
+    export.export(TINY, tmp_path / "shipped")
+    with pytest.raises(SystemExit, match="has a checkpoint"):
+        unpack.unpack(TINY, tmp_path / "shipped")
+    shutil.rmtree(TINY.folder)
+    assert unpack.unpack(TINY, tmp_path / "shipped") == TINY.stages[0].steps
+    again = train.Run(TINY)
+    assert train.stage_at(TINY, again.step) == (TINY.stages[1], 0.0)
+    for name, before, after in zip(run.names, run.weights, again.weights, strict=True):
+        torch.testing.assert_close(after, before, atol=1e-3, rtol=1e-3, msg=name)
+    assert torch.equal(again.ema[0], again.weights[0])
+    assert train.load_trained(TINY).config.scaling_factor == 0.5
+    batch = Batch(16, 2, 16)
+    monkeypatch.setattr(again, "_pictures", lambda *_: (torch.randn(2, 4, 16, 16), tokens))
+    tokens = model.to_tokens(again.tokenizer, ["a dog", "blue"])
+    again.update(Stage(5, 1e-3, 1e-3, (batch,)), 0.0, None)  # without moments to go on from
+    again.save()
+    assert train.Run(TINY).step == again.step
