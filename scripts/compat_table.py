@@ -95,10 +95,14 @@ class _Skips:
     """A pytest plugin: a skipped test with a row is no evidence."""
 
     def __init__(self) -> None:
+        self.marked: set[str] = set()
         self.names: list[str] = []
 
+    def pytest_collection_modifyitems(self, items) -> None:  # type: ignore[no-untyped-def]
+        self.marked = {item.nodeid for item in items if item.get_closest_marker("compat")}
+
     def pytest_runtest_logreport(self, report) -> None:  # type: ignore[no-untyped-def]
-        if "compat" in report.keywords and report.skipped and not hasattr(report, "wasxfail"):
+        if report.nodeid in self.marked and report.skipped and not hasattr(report, "wasxfail"):
             self.names.append(report.nodeid)
 
 
