@@ -27,6 +27,7 @@ class Want:
         references: factor of the other pictures.
         temporal: one of so many frames is kept.
         counted: whether log m is added.
+        ranks: anchors are chosen in so many equal parts of the picture, as many in each.
     """
 
     shapes: tuple[tuple[int, int, int], ...]
@@ -35,6 +36,7 @@ class Want:
     references: int = 1
     temporal: int = 1
     counted: bool = True
+    ranks: int = 1
 
     def log_multiplicities(self, norms: Tensor) -> Tensor:
         """[batch, image tokens] -> the same: minus infinity where a key is dropped."""
@@ -60,10 +62,13 @@ class Want:
         on_grid = torch.cat([kept & (frame % temporal == 0) for frame in range(frames)])
         bias = torch.full(lengths.shape, -math.inf, dtype=torch.float64)
         bias[:, on_grid] = math.log(factor**2 * temporal) if self.counted else 0.0
-        if anchored:
+        share = lengths.shape[1] // self.ranks
+        for rank in range(self.ranks if anchored else 0):
+            part = range(rank * share, (rank + 1) * share)
             for row, norms in zip(bias, lengths.tolist(), strict=True):
-                off_grid = [i for i, on in enumerate(on_grid.tolist()) if not on]
-                row[sorted(off_grid, key=lambda i: norms[i], reverse=True)[: self.anchors]] = 0.0
+                off_grid = sorted((norms[i], i) for i in part if not on_grid[i])
+                longest = off_grid[::-1][: math.ceil(self.anchors / self.ranks)]
+                row[[i for _, i in longest]] = 0.0
         return bias
 
 

@@ -62,12 +62,26 @@ class JointPlan(Plan):
     def boxes(
         self, layer: Layer, ranks: int = 1, shapes: tuple[Shape, ...] | None = None
     ) -> tuple[Box, ...]:
-        """What one of ``ranks`` sees under context parallelism, and how coarsely it is kept."""
+        """What one of ``ranks`` sees under context parallelism, and how coarsely it is kept.
+
+        Raises:
+            GridError: the ranks cannot share it so that each has whole cells.
+        """
         (frames, height, width), *others = self.shapes if shapes is None else shapes
         rule = layer.rule or Rule(fixed=1)
         factor, temporal = rule.factor(Grid(height, width)), min(rule.temporal, frames)
-        main = _shard(Box(frames, height, width, factor, temporal), ranks)
-        return (main, *(_shard(Box(*shape, rule.references), ranks) for shape in others))
+        main = Box(frames, height, width, factor, temporal)
+        boxes = (main, *(Box(*shape, rule.references) for shape in others))
+        if ranks == 1 or all(box.kept == box.tokens for box in boxes):
+            return boxes
+        if others:
+            # The first ranks get the picture and the last ones the references: their keys are not
+            # equally many, which neither Ulysses nor a ring can exchange.
+            raise GridError(
+                f"{ranks} ranks cannot share a sequence with {len(others)} reference pictures; use "
+                "one process, or remove_patch(model)"
+            )
+        return (_shard(main, ranks),)
 
 
 def _shard(box: Box, ranks: int) -> Box:
@@ -76,8 +90,6 @@ def _shard(box: Box, ranks: int) -> Box:
     Raises:
         GridError: the parts are not equal, or one does not start where a cell starts.
     """
-    if ranks == 1:
-        return box
     rows, rest = divmod(box.frames * box.height, ranks)
     if rest == 0 and rows % box.height == 0 and (rows // box.height) % box.temporal == 0:
         return Box(rows // box.height, box.height, box.width, box.factor, box.temporal)
