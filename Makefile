@@ -23,8 +23,12 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# A draft at the size that the model was trained at, then enlarged and refined: dense, and with fewer keys.
+DEMO := $(BIN)/tokendown generate "sailboat on a black background" --seed 1
 demo: setup
-	$(BIN)/tokendown generate "red apple on a blue background" --seed 1 --compare --size 512x512 --out out/demo
+	@rm -rf out/demo/draft
+	$(DEMO) --dense --out out/demo/draft
+	$(DEMO) --image out/demo/draft/*.png --size 512x512 --set strength=0.6 --compare --out out/demo
 
 # Every table and figure of paper/ again, from the shipped model. QUICK=--quick tries the scripts.
 paper: setup
