@@ -33,7 +33,7 @@ paper: setup
 	$(BIN)/python -m paper.terrain_table $(QUICK)
 	$(BIN)/python -m paper.levels $(QUICK)
 	$(BIN)/python -m paper.caches $(QUICK)
-	$(BIN)/python -m paper.table1 $(if $(QUICK),$(QUICK),--size 256 512 --count 1)
+	$(BIN)/python -m paper.table1 $(QUICK)
 	$(BIN)/python -m paper.figure4 $(if $(QUICK),$(QUICK),--prompts 2)
 
 # Both can be stopped at any time and called again: what is measured is not measured again.

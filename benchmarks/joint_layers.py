@@ -33,7 +33,7 @@ from tokendown.adapters import dispatch
 from tokendown.adapters.inputs import denoiser_inputs
 from tokendown.adapters.intercept import intercepts
 from tokendown.adapters.joint import JointKeys
-from tokendown.adapters.transformers import _attentions, find_adapter
+from tokendown.adapters.transformers import attentions, find_adapter
 from tokendown.bench.backends import CHOICES, attention_backend
 from tokendown.bench.machine import hardware, software, threads
 from tokendown.bench.measure import measure
@@ -101,7 +101,7 @@ def capture(model: Any, inputs: dict[str, Any], kinds: int) -> list[Case]:
         seen[module] = (args, kwargs)
 
     adapter = find_adapter(model)
-    for name, norm, attention, blocks in list(_attentions(model, adapter))[:kinds]:
+    for name, norm, attention, blocks in list(attentions(model, adapter))[:kinds]:
         found.append((name, norm, attention, blocks.text_first))
         for module in (norm, attention):
             handles.append(module.register_forward_pre_hook(note, with_kwargs=True))

@@ -93,7 +93,9 @@ def main() -> None:
         gen.Request(model=arguments.model, width=width, height=height, steps=steps, config=None)
     )
     prompts = PROMPTS[: 1 if arguments.quick else arguments.prompts]
-    analysis = analyze(pipe, request, prompts, factors=(2,), anchors=(0,), queries=64)
+    analysis = analyze(
+        pipe, request, prompts, factors=(2,), anchors=(0,), methods=("nearest",), queries=64
+    )
     for name, mean in numbers(analysis)["mean"].items():  # type: ignore[attr-defined]
         print(f"{mean:6.3f}  {name}")
     if arguments.quick:

@@ -1,12 +1,14 @@
 """What self-attention is worth at each level of a U-Net, and what fewer keys cost there.
 
     python -m paper.levels             # the built-in model; paper/results/levels.json and .md
+    python -m paper.levels --size 512  # likewise, levels-512.json and .md
     python -m paper.levels --quick     # under a minute, fewer of everything, no file
 
 Two questions for every level that has self-attention on an image grid: how much do pictures change
-when it is switched off, and how much when it keeps the keys of a grid, with and without anchors?
-A low second number means something only where the first is high. Error: mean squared difference of
-the final latents over the variance of the dense ones; median (lowest to highest picture).
+when it is switched off, and how much when it keeps the keys of a grid, or the means of its cells,
+with and without anchors? A low second number means something only where the first is high. Error:
+mean squared difference of the final latents over the variance of the dense ones; median (lowest to
+highest picture).
 """
 
 from __future__ import annotations
@@ -19,14 +21,17 @@ from paper.report import RESULTS, environment, markdown, spread, write
 from paper.table1 import PROMPTS
 from torch import Tensor
 
-from tokendown import apply_patch
+from tokendown import PatchConfig, apply_patch
 from tokendown import generate as gen
 from tokendown.adapters.families import make_plan
 from tokendown.bench.methods import without_attention
+from tokendown.config import Method
 from tokendown.models import builtin
 
-FACTORS = (2, 4)
-ANCHORS = (0, 8, 32)
+FACTORS = (2, 4, 8)
+KEYS: tuple[tuple[Method, int], ...] = (
+    ("nearest", 0), ("nearest", 8), ("nearest", 32), ("mean", 0), ("mean", 32),
+)  # fmt: skip
 
 
 def latents(pipe: Any, request: gen.Request, prompts: tuple[str, ...]) -> list[Tensor]:
@@ -66,9 +71,10 @@ def rows(pipe: Any, request: gen.Request, prompts: tuple[str, ...]) -> list[dict
         with without_attention(pipe.unet, names):
             note(level, "switched off")
         for factor in FACTORS:
-            for anchors in ANCHORS:
-                with apply_patch(pipe, factor={level: factor}, anchors=anchors):
-                    note(level, f"factor {factor}, {anchors} anchors")
+            for method, anchors in KEYS:
+                options = {"factor": {level: factor}, "anchors": anchors, "method": method}
+                with apply_patch(pipe, PatchConfig(**options)):
+                    note(level, f"factor {factor}, {method}, {anchors} anchors")
     return found
 
 
@@ -105,7 +111,8 @@ def main() -> None:
         return
     settings = {"size": a.size, "steps": a.steps, "guidance": request.guidance, "prompts": prompts}
     record = {"command": "python -m paper.levels", **settings, **environment(), "rows": found}
-    write(RESULTS / "levels.json", record, table(found))
+    name = "levels" if a.size == builtin.NATIVE else f"levels-{a.size}"
+    write(RESULTS / f"{name}.json", record, table(found))
 
 
 if __name__ == "__main__":

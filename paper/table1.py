@@ -1,30 +1,36 @@
 """The paper's Table 1: ToMe and ToDo at ratios 0.75, 0.89 and 0.9375, against dense attention.
 
-    python -m paper.table1                      # the built-in model, 4,096 kept tokens
-    python -m paper.table1 --size 256 512 1024  # every ratio at these sizes
+    python -m paper.table1                      # the built-in model; resumes where it stopped
+    python -m paper.table1 --size 256 512 --count 2 --kept 0
     python -m paper.table1 --model FOLDER_OR_HUB_ID --steps 30 --prompts FILE
     python -m paper.table1 --quick              # under a minute, fewer of everything, no file
 
 Rows: tomesd 0.1.3 (ToMe), the grid alone (ToDo), and the grid with anchors and log m (tokendown);
 factors 2, 3, 4 of the finest level that has self-attention keep 1/4, 1/9 and 1/16 of its tokens.
-Distances are to the dense picture of the same prompt and seed. The definition of the paper's own
-"HPF" is not known to us: ``tokendown.quality.hpf`` says what ours is.
+First every ratio at the sizes asked for, with ``--count`` prompts; then each ratio at the size
+where it leaves 4,096 tokens, as in the paper, with one prompt and few steps, for a large picture
+takes minutes on a CPU. Distances are to the dense picture of the same prompt, seed and steps;
+median (lowest to highest) over prompts and seeds. The definition of the paper's own "HPF" is not
+known to us: ``tokendown.quality.hpf`` says what ours is.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import math
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from paper.report import RESULTS, environment, markdown, write
+from paper.report import RESULTS, environment, markdown, spread, write
 
 from tokendown import generate as gen
 from tokendown import quality, sheets
-from tokendown.methods import DENSE, Method, parse_method
+from tokendown.methods import Method, parse_method
 from tokendown.models import builtin
+from tokendown.models.loading import fingerprint
 
 LPIPS = Path(__file__).parent.parent / ".cache" / "metrics" / quality.LPIPS_FILE
 KEPT = 4096
@@ -49,7 +55,28 @@ COLUMNS = {
 }
 
 
-def methods(factors: list[int]) -> dict[Method, tuple[str, int]]:
+Cell = dict[str, Any]
+"""One prompt and seed at one size: what was asked for, and the numbers of every method."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A part of the table.
+
+    Args:
+        size: pixels, square.
+        factors: of the finest level.
+        count: of the prompts.
+        steps: of a picture.
+    """
+
+    size: int
+    factors: tuple[int, ...]
+    count: int
+    steps: int
+
+
+def methods(factors: tuple[int, ...]) -> dict[Method, tuple[str, int]]:
     """Method to its name in the table and its factor."""
     found = {}
     for factor in factors:
@@ -73,97 +100,163 @@ def sizes_that_keep(pipe: Any, native: gen.Request, kept: int) -> list[tuple[int
     return [(round(side * factor), factor) for factor in RATIOS]
 
 
-def at_size(pipe: Any, requests: list[gen.Request], factors: list[int], lpips: Any) -> dict:
-    """Every method with these factors on every request."""
-    table = methods(factors)
-    plans = sheets.plan(pipe, requests[0], list(table))
-    rows = []
-    for row in sheets.make_rows(pipe, requests, list(plans), lpips=lpips):
-        rows.append(row)
-        print(f"{row.request.width} pixels, {row.request.prompt!r}, seed {row.request.seed}: "
-              f"{sum(p.seconds for p in row.pictures.values()):.0f} s", flush=True)  # fmt: skip
-    height, width = finest(pipe, requests[0])
-    lines = [
-        {"method": name, "factor": factor, "ratio": RATIOS[factor], "size": requests[0].width,
-         "kept_tokens": math.ceil(height / factor) * math.ceil(width / factor),
-         **sheets.means(rows, method)}
-        for method, (name, factor) in table.items()
-    ]  # fmt: skip
-    dense = {"method": "dense", "size": requests[0].width, "kept_tokens": height * width,
-             **sheets.means(rows, DENSE)}  # fmt: skip
-    return {"lines": [dense, *lines], "pictures": sheets.record(pipe, plans, rows)}
+def measure(
+    pipe: Any,
+    native: gen.Request,
+    job: Job,
+    words: list[tuple[str, int]],
+    lpips: Any,
+    known: Sequence[Cell] = (),
+) -> Iterator[Cell]:
+    """The cells of a job that are not known yet, one after the other.
+
+    Args:
+        pipe: not patched.
+        native: device, dtype and guidance.
+        job: what to make.
+        words: (prompt, seed) of each picture.
+        lpips: to measure that as well, or None.
+        known: cells of an earlier run.
+    """
+    table = methods(job.factors)
+    for prompt, seed in words:
+        asked = {**asdict(job), "factors": list(job.factors), "prompt": prompt, "seed": seed}
+        del asked["count"]
+        if any(asked == {name: cell[name] for name in asked} for cell in known):
+            continue
+        request = replace(
+            native, prompt=prompt, seed=seed, width=job.size, height=job.size, steps=job.steps
+        )
+        plans = sheets.plan(pipe, request, list(table))
+        [row] = sheets.make_rows(pipe, [request], list(plans), lpips=lpips)
+        height, width = finest(pipe, request)
+        numbers = []
+        for method, picture in row.pictures.items():
+            name, factor = table.get(method, ("dense", 1))
+            kept = math.ceil(height / factor) * math.ceil(width / factor)
+            numbers.append(
+                {"method": name, "factor": factor, "kept_tokens": kept,
+                 "seconds": round(picture.denoising_seconds, 2), **row.numbers[method]}
+            )  # fmt: skip
+        yield {**asked, "numbers": numbers}
 
 
-def table(lines: list[dict[str, Any]]) -> str:
-    """The lines of all sizes as Markdown; numbers that none of them has are left out."""
-    known = [c for c in COLUMNS if any(line[c] is not None for line in lines)]
+def lines(cells: Sequence[Cell]) -> list[dict[str, Any]]:
+    """One a size, number of steps, method and factor: median and extremes over its cells."""
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for cell in cells:
+        for each in cell["numbers"]:
+            key = (cell["size"], cell["steps"], each["method"], each["factor"])
+            groups.setdefault(key, []).append(each)
+    found = []
+    for (size, steps, method, factor), group in groups.items():
+        line = {"size": size, "steps": steps, "method": method, "ratio": RATIOS.get(factor, ""),
+                "kept_tokens": group[0]["kept_tokens"], "pictures": len(group)}  # fmt: skip
+        for name in COLUMNS:
+            values = [each[name] for each in group]
+            line[name] = None if None in values else spread(values)
+        found.append(line)
+    return found
+
+
+def table(found: Sequence[dict[str, Any]]) -> str:
+    """The lines as Markdown; numbers that none of them has are left out."""
+    known = [c for c in COLUMNS if any(line[c] is not None for line in found)]
     body = []
-    for line in lines:
+    for line in found:
         dense = line["method"] == "dense"
-        numbers = [
-            "" if line[c] is None or (dense and c != "hpf") else COLUMNS[c][1].format(line[c])
-            for c in known
-        ]
-        size, kept = str(line["size"]), f"{line['kept_tokens']:,}"
-        body.append([size, line["method"], line.get("ratio", ""), kept, *numbers])
-    return markdown(["size", "method", "ratio", "tokens", *(COLUMNS[c][0] for c in known)], body)
+        numbers = ["" if dense and c != "hpf" else _number(line[c], COLUMNS[c][1]) for c in known]
+        body.append(
+            [str(line["size"]), str(line["steps"]), str(line["pictures"]), line["method"],
+             line["ratio"], f"{line['kept_tokens']:,}", *numbers]
+        )  # fmt: skip
+    head = ["size", "steps", "pictures", "method", "ratio", "tokens"]
+    return markdown([*head, *(COLUMNS[c][0] for c in known)], body)
+
+
+def _number(value: dict[str, Any] | None, form: str) -> str:
+    if value is None:
+        return ""
+    middle, low, high = (form.format(value[name]) for name in ("median", "low", "high"))
+    return middle if low == high else f"{middle} ({low} to {high})"
+
+
+def settings(pipe: Any, a: argparse.Namespace, native: gen.Request) -> dict[str, Any]:
+    """What all cells of a file have in common; under others the file is begun anew."""
+    return {
+        "model": a.model,
+        "weights": fingerprint(pipe),
+        "guidance": native.guidance,
+        "dtype": native.dtype,
+        "device": native.device,
+    }
 
 
 def main() -> None:
-    """Draws, measures, prints the table, writes it with its record."""
+    """Draws, measures, prints the table; writes it with its record after every cell."""
+    a = _arguments()
+    prompts = a.prompts.read_text().split("\n") if a.prompts else list(PROMPTS)
+    prompts = [prompt for prompt in prompts if prompt]
+    pipe, native = gen.open_pipeline(gen.Request(model=a.model, steps=a.steps, config=None))
+    lpips = quality.load_lpips(LPIPS) if LPIPS.exists() else None
+    shared = settings(pipe, a, native)
+    cells = [] if a.quick else cells_of(a.json, shared)
+    jobs = [Job(size, tuple(RATIOS), a.count, native.steps) for size in a.size or [native.height]]
+    if a.kept:
+        for size, factor in sizes_that_keep(pipe, native, a.kept):
+            jobs.append(Job(size, (factor,), 1, a.kept_steps))
+    for job in jobs:
+        words = [(p, seed) for p in prompts[: job.count] for seed in range(a.seeds)]
+        for cell in measure(pipe, native, job, words, lpips, cells):
+            cells.append(cell)
+            seconds = sum(each["seconds"] for each in cell["numbers"])
+            print(f"{job.size} pixels, {cell['prompt']!r}, seed {cell['seed']}: {seconds:.0f} s",
+                  flush=True)  # fmt: skip
+            if not a.quick:
+                record = {**shared, "environment": environment(), "cells": cells}
+                write(a.json, {**record, "lines": lines(cells)}, about(record))
+    print(about({**shared, "environment": environment(), "cells": cells}))
+
+
+def cells_of(path: Path, shared: dict[str, Any]) -> list[Cell]:
+    """Of an earlier run with the same settings."""
+    record = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if any(record.get(name) != value for name, value in shared.items()):
+        return []
+    cells: list[Cell] = record["cells"]
+    return cells
+
+
+def about(record: dict[str, Any]) -> str:
+    """Where the numbers come from, and the table."""
+    made = record["environment"]
+    random = record["model"] == builtin.NAME and builtin.trained_folder() is None
+    note = f" **{builtin.RANDOM_WARNING}**." if random else ""
+    text = (
+        f"Model: {record['model']}.{note} Guidance {record['guidance']}; distances to the dense "
+        "picture of the same steps, median (lowest to highest picture). "
+        f"{record['dtype']} on {record['device']}, {made['cpu']}, torch {made['torch']}, "
+        f"commit {str(made['commit'])[:12]}."
+    )
+    return f"{text}\n\n{table(lines(record['cells']))}"
+
+
+def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default=builtin.NAME)
-    parser.add_argument("--size", type=int, nargs="+", help="pixels; every factor at each")
-    parser.add_argument("--kept", type=int, default=KEPT, help="without --size: tokens kept")
-    parser.add_argument("--steps", type=int)
+    parser.add_argument("--size", type=int, nargs="+", help="pixels; every ratio at each")
+    parser.add_argument("--count", type=int, default=4, help="of the prompts there")
+    parser.add_argument("--steps", type=int, help="there; default: the model's own")
     parser.add_argument("--seeds", type=int, default=1, help="pictures a prompt")
-    parser.add_argument("--count", type=int, default=4, help="of the prompts")
+    parser.add_argument("--kept", type=int, default=KEPT, help="tokens left at larger sizes; 0: no")
+    parser.add_argument("--kept-steps", type=int, default=4, help="of the one picture there")
     parser.add_argument("--prompts", type=Path, help="a file, one a line")
     parser.add_argument("--json", type=Path, default=RESULTS / "table1.json")
     parser.add_argument("--quick", action="store_true", help="a trial of the script; no file")
     a = parser.parse_args()
     if a.quick:
-        a.size, a.steps, a.count, a.seeds = [192], 1, 1, 1
-    prompts = a.prompts.read_text().split("\n") if a.prompts else list(PROMPTS)
-    prompts = [prompt for prompt in prompts if prompt][: a.count]
-    pipe, native = gen.open_pipeline(gen.Request(model=a.model, steps=a.steps, config=None))
-    lpips = quality.load_lpips(LPIPS) if LPIPS.exists() else None
-    pairs = [(size, list(RATIOS)) for size in a.size or ()] or [
-        (size, [factor]) for size, factor in sizes_that_keep(pipe, native, a.kept)
-    ]
-    random = a.model == builtin.NAME and builtin.trained_folder() is None
-    record: dict[str, Any] = {
-        "model": a.model,
-        "note": builtin.RANDOM_WARNING if random else "",
-        "environment": environment(),
-        "prompts": prompts,
-        "seeds": a.seeds,
-        "steps": native.steps,
-        "lines": [],
-        "sizes": [],
-    }
-    for size, factors in pairs:
-        requests = [replace(native, prompt=prompt, seed=seed, width=size, height=size)
-                    for prompt in prompts for seed in range(a.seeds)]  # fmt: skip
-        found = at_size(pipe, requests, factors, lpips)
-        record["lines"] += found["lines"]
-        record["sizes"].append(found["pictures"])
-        text = f"{about(record, native)}\n\n{table(record['lines'])}"
-        if not a.quick:
-            write(a.json, record, text)
-    print(text)
-
-
-def about(record: dict[str, Any], request: gen.Request) -> str:
-    """Where the numbers come from."""
-    made = record["environment"]
-    note = f" **{record['note']}**." if record["note"] else ""
-    return (
-        f"Model: {record['model']}.{note} {len(record['prompts'])} prompts, {record['seeds']} "
-        f"seed(s) each, {record['steps']} steps, guidance {request.guidance}; means of distances "
-        f"to the dense picture. {request.dtype} on {request.device}, {made['cpu']}, "
-        f"torch {made['torch']}, commit {str(made['commit'])[:12]}."
-    )
+        a.size, a.steps, a.count, a.seeds, a.kept = [192], 1, 1, 1, 0
+    return a
 
 
 if __name__ == "__main__":

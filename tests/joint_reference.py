@@ -114,7 +114,7 @@ def _norm(norm: Any, x: Tensor) -> Tensor:
 
 
 WIDE = ("WanAttention", "SkyReelsV2Attention", "LTXAttention")  # normalise over all heads
-HALVES = ("CogView4AttnProcessor",)
+HALVES = ("CogView4AttnProcessor", "CosmosAttnProcessor2_0")
 FLAT = ("LTXAttention",)  # rotates before it splits the heads
 
 
@@ -178,6 +178,7 @@ class Joint:
         mask = self._mask(attention_mask, encoder_hidden_states_mask, index, length)
         logits = torch.einsum("bqhd,bkhd->bhqk", query, key) / math.sqrt(query.shape[-1])
         weights = (logits + bias[:, None, None].to(logits) + mask.to(logits)).softmax(-1)
+        self.to_text = weights[:, :, length:, :length].sum(-1)  # of image queries
         out = torch.einsum("bhqk,bkhd->bqhd", weights, value).flatten(2)
         return self._output(attn, out, length, pair, hidden_states)
 
@@ -306,9 +307,14 @@ WHERE: dict[str, list[tuple[str, str, str, bool]]] = {
     "bria": _FLUX,
     "bria_fibo": _FLUX,
     "skyreels": _WAN,
+    "wan_animate": _WAN,
+    "hunyuan_dit": [("blocks", "attn1", "norm1", True)],
     "chrono_edit": _WAN,
     "ltx": _ATTN1,
     "cogvideox": _ATTN1,
+    "consisid": _ATTN1,
+    "easyanimate": _ATTN1,
+    "cosmos": _ATTN1,
     "cogview3": _ATTN1,
     "cogview4": _ATTN1,
     "auraflow": [

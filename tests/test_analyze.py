@@ -15,16 +15,21 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import reference
 import tiny
-import tiny_transformers
 from tokendown import ConfigError, Grid, UnsupportedModelError, apply_patch
 from tokendown.adapters.families import make_plan
 from tokendown.analyze import Analysis, analyze, measures, svg
+from tokendown.analyze.measures import Candidate
 from tokendown.analyze.probe import Probe
 from tokendown.analyze.report import report, similarity_map
+from tokendown.analyze.seen import ClassicCall
 from tokendown.attention import vector_norm
 from tokendown.request import Request
+from tokendown.sequence import Box
 
-CANDIDATES = [(2, 0), (2, 5), (3, 0), (3, 1000)]
+CANDIDATES = [
+    Candidate(2), Candidate(2, 5), Candidate(3), Candidate(3, 1000),
+    Candidate(2, 0, "mean"), Candidate(3, 5, "mean"),
+]  # fmt: skip
 
 
 def random_tokens(grid: Grid, channels: int = 8, batch: int = 2, seed: int = 0):
@@ -83,7 +88,8 @@ def test_received_attention_and_entropy_are_those_of_the_dense_softmax(count, mo
     tokens = random_tokens(grid, channels=16)
     sample = measures.sample_queries(grid.tokens, count)
     assert len(set(sample.tolist())) == min(count, 99)
-    seen = measures.attended(attention, tokens, vector_norm(tokens), grid, [], sample)
+    call = ClassicCall(attention, tokens, vector_norm(tokens), grid, count)
+    seen = measures.attended(call, [])
     weights = dense_weights(attention, tokens)[:, :, sample]
     torch.testing.assert_close(seen.received, weights.mean((0, 1, 2)), rtol=0, atol=1e-6)
     entropy = -(weights * weights.log()).sum(-1).mean()
@@ -97,21 +103,33 @@ def test_errors_are_those_of_masked_dense_attention(monkeypatch):
     tokens = random_tokens(grid, channels=16)
     norms = random_tokens(grid, channels=1, seed=1)[..., 0].abs()
     sample = measures.sample_queries(99, 40)
-    seen = measures.attended(attention, tokens, norms, grid, CANDIDATES, sample)
-    query, key, value = (
-        layer(tokens).unflatten(-1, (attention.heads, -1)).transpose(1, 2)
-        for layer in (attention.to_q, attention.to_k, attention.to_v)
-    )
+    seen = measures.attended(ClassicCall(attention, tokens, norms, grid, 40), CANDIDATES)
 
-    def output(bias):
-        heads = reference.softmax_attention(query[:, :, sample], key, value, bias[:, None, None])
+    def output(kept, bias):
+        query, key, value = (
+            layer(x).unflatten(-1, (attention.heads, -1)).transpose(1, 2)
+            for layer, x in (
+                (attention.to_q, tokens[:, sample]),
+                (attention.to_k, kept),
+                (attention.to_v, kept),
+            )
+        )
+        heads = reference.softmax_attention(query, key, value, bias[:, None, None])
         return attention.to_out[0](heads.transpose(1, 2).flatten(2))
 
-    dense = output(torch.zeros(2, 99))
-    for factor, anchors in CANDIDATES:
-        bias = reference.log_multiplicities(norms, 9, 11, factor, anchors).float()
-        want = (output(bias) - dense).square().sum() / dense.square().sum()
-        assert seen.errors[factor, anchors] == pytest.approx(float(want), rel=1e-3)
+    dense = output(tokens, torch.zeros(2, 99))
+    for factor, anchors, method in CANDIDATES:
+        if method == "mean":
+            means = reference.cell_means(tokens, 9, 11, factor)
+            chosen = norms.topk(anchors).indices[..., None].expand(-1, -1, 16)
+            kept = torch.cat([means, tokens.gather(1, chosen)], 1)
+            bias = torch.zeros(2, kept.shape[1])
+            bias[:, : means.shape[1]] = 2 * math.log(factor)
+        else:
+            kept = tokens
+            bias = reference.log_multiplicities(norms, 9, 11, factor, anchors).float()
+        want = (output(kept, bias) - dense).square().sum() / dense.square().sum()
+        assert seen.errors[factor, anchors, method] == pytest.approx(float(want), rel=1e-3)
         assert want > 1e-4
 
 
@@ -133,20 +151,19 @@ def test_no_matrix_of_all_pairs_is_made(monkeypatch):
     grid, attention = Grid(48, 50), first_attention()
     tokens = random_tokens(grid, channels=16, batch=1)
     with Largest() as largest:
-        everyone = measures.sample_queries(grid.tokens, grid.tokens)
-        measures.attended(attention, tokens, vector_norm(tokens), grid, [(2, 32)], everyone)
+        call = ClassicCall(attention, tokens, vector_norm(tokens), grid, grid.tokens)
+        measures.attended(call, [Candidate(2, 32)])
         measures.lowest_similarity(tokens, grid)
     assert largest.numbers <= 2**17
 
 
 def test_where_the_sinks_are():
-    grid = Grid(10, 12)
     received = torch.full((120,), 0.5 / 88)
     top = list(range(88, 120))  # the last 32: rows 7 (from column 4) to 9
     received[top] = 0.5 / 32
     scores = torch.zeros(120)
     scores[top[:16]] = 1.0
-    found = measures.sink_measures(received, scores, grid)
+    found = measures.sink_measures(received, scores, Box(1, 10, 12))
     assert found["top_mass"] == pytest.approx(0.5)
     assert found["largest"] == pytest.approx(0.5 / 32 * 120)
     border = [i for i in top if i // 12 >= 8 or i % 12 >= 10]
@@ -204,12 +221,12 @@ def test_an_analysis_has_every_layer_in_the_order_in_which_they_run(pipe, analys
         assert all(-1 <= value <= 1 for value in layer.measures["similarity"])
         tokens = layer.grid[0] * layer.grid[1]
         assert all(1 <= value <= tokens * 1.001 for value in layer.measures["effective_keys"])
-        assert ((2, 8) in layer.errors) == (Grid(*layer.grid).coarse(2).tokens >= 16)
+        assert (Candidate(2, 8) in layer.errors) == (Grid(*layer.grid).coarse(2).tokens >= 16)
 
 
 def test_the_error_of_a_layer_is_that_of_the_patched_module(pipe):
     """The first layer has the same input in a dense and in a patched run."""
-    with Probe(pipe.unet, [(2, 5)], 10_000) as probe:
+    with Probe(pipe.unet, [Candidate(2, 5)], 10_000) as probe:
         tiny.run(pipe.unet, 20, 28)
     name = probe.layers[0].layer.name
     outputs = []
@@ -222,15 +239,15 @@ def test_the_error_of_a_layer_is_that_of_the_patched_module(pipe):
     handle.remove()
     dense, patched = outputs
     want = (patched - dense).square().sum() / dense.square().sum()
-    assert probe.layers[0].errors[0][2, 5] == pytest.approx(float(want), rel=1e-3)
+    assert probe.layers[0].errors[0][Candidate(2, 5)] == pytest.approx(float(want), rel=1e-3)
 
 
 def test_errors_of_a_part_of_the_schedule(analysis):
     layer = analysis.layers[0]
-    calls = layer.errors[2, 0]
-    assert layer.error((2, 0)) == pytest.approx(sum(calls) / 3)
-    assert layer.error((2, 0), 0.5, 1.0) == calls[2]
-    assert layer.error((1, 0)) == 0.0
+    calls = layer.errors[Candidate(2)]
+    assert layer.error(Candidate(2)) == pytest.approx(sum(calls) / 3)
+    assert layer.error(Candidate(2), 0.5, 1.0) == calls[2]
+    assert layer.error(measures.DENSE) == 0.0
 
 
 def test_round_trip(analysis):
@@ -246,7 +263,15 @@ def test_refusals(pipe):
     with apply_patch(pipe, factor=2), pytest.raises(ConfigError, match="remove_patch"):
         analyze(pipe, REQUEST, ["a cat"])
     with pytest.raises(UnsupportedModelError):
-        Probe(tiny_transformers.sd3(), [(2, 0)], 8)
+        Probe(
+            tiny.sd_unet(
+                down_block_types=("DownBlock2D",) * 4,
+                up_block_types=("UpBlock2D",) * 4,
+                mid_block_type="UNetMidBlock2D",
+            ),
+            [Candidate(2)],
+            8,
+        )
 
 
 # The page

@@ -13,7 +13,7 @@ from tests.compat.builders import one_level_unet
 from tests.reference import coarsen, softmax_attention, spatial_blocks
 
 from tokendown import BenchError, ConfigError, PatchConfig, summary
-from tokendown.adapters import inputs
+from tokendown.adapters import transformer_inputs
 from tokendown.adapters.inputs import denoiser_inputs
 from tokendown.adapters.skeleton import on_meta
 from tokendown.bench import backends, methods
@@ -158,7 +158,8 @@ def zero_images_and_texts(_, __, out):
 
 @pytest.mark.parametrize("kind", ["flux", "sd35", "qwen_image", "wan", "hunyuan_video", "z_image"])
 def test_the_bound_and_the_flops_of_joint_attention(kind, monkeypatch):
-    monkeypatch.setattr(inputs, "T5_TOKENS", 32)  # as many positions as a tiny model has
+    # as many positions as a tiny model has
+    monkeypatch.setattr(transformer_inputs, "T5_TOKENS", 32)
     model = getattr(tiny_transformers, kind)()
     skeleton = on_meta(model)
     scene = Scene.of(skeleton, 8, 12, 1)

@@ -93,6 +93,34 @@ def test_inpainting_takes_a_mask(saved, originals, tmp_path):
     assert part.shape == original.shape
 
 
+@pytest.mark.parametrize("kind", ["Img2Img", "Inpaint"])
+def test_a_text_to_image_model_starts_from_a_picture_by_its_sibling(
+    saved, originals, tmp_path, kind
+):
+    def make(kind):
+        return lambda files: tiny.sd_pipeline(files, kind=f"StableDiffusion{kind}Pipeline")
+
+    words = ("a", "--image", originals / "in.png", "--size", "48x32", "--steps", 4, "--factor", 2)
+    words = (*words, "--set", "strength=0.5")
+    if kind == "Inpaint":
+        words = (*words, "--mask", originals / "mask.png")
+    models = saved("text to image", make("")), saved(f"sd {kind}", make(kind))
+    for name, model in zip(("plain", "own"), models, strict=True):
+        generate(*words, "--model", model, "--out", tmp_path / name)
+    made, own = (frames_of(tmp_path / name / "a-0.png") for name in ("plain", "own"))
+    assert made.shape == (1, 32, 48, 3)
+    assert numpy.array_equal(made, own)
+    generate("--from", tmp_path / "plain" / "a-0.png", "--out", tmp_path / "again")
+    assert numpy.array_equal(frames_of(tmp_path / "again" / "a-0.png"), made)
+
+
+def test_a_pipeline_without_such_a_sibling_says_so(saved, originals, tmp_path):
+    words = ("a", "--model", saved("animatediff"), "--image", originals / "in.png")
+    line = run_for_error("generate", *words, "--out", tmp_path / "o")
+    assert "takes no image; it takes" in line
+    assert not (tmp_path / "o").exists()
+
+
 def test_comparison_from_a_picture_warms_up_with_steps_enough(saved, originals, tmp_path):
     def make(files):
         return tiny.sd_pipeline(files, kind="StableDiffusionImg2ImgPipeline")
@@ -242,7 +270,6 @@ def test_sd3(saved, tmp_path):
         (("--fps", "3"), "makes still pictures"),
         (("--frames", "0"), "at least 1 frame"),
         (("--fps", "0"), "more than 0"),
-        (("--image", "in.png"), "takes no image; it takes"),
     ],
 )
 def test_what_a_call_does_not_take_is_refused(saved, tmp_path, words, part):

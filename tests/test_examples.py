@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import re
 import runpy
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
 
+import joint_pipelines
 import tiny
 import tiny_transformers
 
@@ -21,6 +28,9 @@ ARGUMENTS = {
     "joint_transformer.py": ["TRANSFORMER", "128", "96"],
 }
 SEVERAL_GPUS = "context_parallel.py"
+ANY_PIPELINE = "from_embeddings.py"
+ROW = re.compile(r"^\| (\w+Pipeline) \| \S+/\S+ \| `(.*)` \|$", re.MULTILINE)
+DOCUMENTED = dict(ROW.findall((EXAMPLES.parent / "docs" / "families.md").read_text("utf-8")))
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +60,7 @@ def test_several_gpus_need_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", sorted({path.name for path in EXAMPLES.glob("*.py")} - {SEVERAL_GPUS})
+    "name", sorted({path.name for path in EXAMPLES.glob("*.py")} - {SEVERAL_GPUS, ANY_PIPELINE})
 )
 def test_example_runs(
     name: str,
@@ -66,3 +76,38 @@ def test_example_runs(
     assert capsys.readouterr().out.strip()
     if PICTURE in ARGUMENTS[name]:
         assert (tmp_path / PICTURE).stat().st_size > 0
+
+
+def stored(value: Any, folder: Path) -> Any:
+    """As it stands in JSON: pictures are names of files."""
+    if isinstance(value, list):
+        return [stored(each, folder) for each in value]
+    if not isinstance(value, Image.Image):
+        return value
+    name = str(folder / f"{len(list(folder.iterdir()))}.png")
+    value.save(name)
+    return name
+
+
+@pytest.mark.parametrize("kind", DOCUMENTED)
+def test_every_family_runs_from_embeddings(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The call of docs/families.md, with other values."""
+    case = joint_pipelines.case(kind)
+    assert set(json.loads(DOCUMENTED[kind])) <= set(case.options)
+    options = {name: stored(value, tmp_path) for name, value in case.options.items()}
+    tensors = {
+        name: torch.stack(value) if isinstance(value, list) else value.clone()
+        for name, value in case.tensors.items()
+    }
+    save_file(tensors, tmp_path / "text.safetensors")
+    case.pipe.save_pretrained(tmp_path / "model")
+    call = json.dumps({**options, "num_inference_steps": 1})
+    out = tmp_path / "out.png"
+    words = [str(tmp_path / "model"), str(tmp_path / "text.safetensors"), call, str(out)]
+    monkeypatch.setattr(sys, "argv", [ANY_PIPELINE, *words])
+    runpy.run_path(str(EXAMPLES / ANY_PIPELINE), run_name="__main__")
+    assert "predicted speed-up" in capsys.readouterr().out
+    with Image.open(out) as image:
+        assert getattr(image, "n_frames", 1) > 1 or "num_frames" not in options

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from paper import levels, table1
+
+import tiny
+from tokendown.request import Request
 
 ROOT = Path(__file__).parent.parent
 
@@ -27,6 +32,55 @@ def test_script(script):
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.strip()
     assert files() == before
+
+
+def test_levels_are_those_of_the_model(tmp_path):
+    """Also where self-attention is at the finest level alone."""
+    unet = tiny.shallow_unet(mid_block_type="UNetMidBlock2D")
+    pipe = tiny.sd_pipeline(tmp_path, unet=unet)
+    found = levels.rows(pipe, Request(width=32, height=32, steps=1, guidance=1.0), ("a cat",))
+    assert {row["downsampling"] for row in found} == {1}
+    assert {row["layers"] for row in found} == {3}
+    errors = {row["what"]: row["median"] for row in found}
+    assert errors["switched off"] > errors["factor 2, 0 anchors"] > 0
+    head, _, *lines = levels.table(found).splitlines()
+    assert head.split("|")[1:-1] == [" self-attention ", " downsampling 1 "]
+    assert len(lines) == len(errors)
+
+
+def test_table1_goes_on_where_it_stopped(tmp_path):
+    pipe = tiny.sd_pipeline(tmp_path, unet=tiny.shallow_unet())
+    native = Request(guidance=5.0, config=None, device="cpu", dtype="float32")
+    words = [("a cat", 0), ("a dog", 0), ("a dog", 1)]
+
+    def cells(known):
+        return table1.measure(pipe, native, table1.Job(32, (2,), 2, 2), words, None, known)
+
+    first = next(cells([]))  # and then it was killed
+    known = json.loads(json.dumps([first]))
+    known += cells(known)
+    assert [(cell["prompt"], cell["seed"]) for cell in known] == words
+    assert list(cells(known)) == []
+    dense, *lines = table1.lines(known)
+    assert dense["pictures"] == 3
+    assert [(line["method"], line["ratio"], line["kept_tokens"]) for line in lines] == [
+        ("ToMe", "0.75", 64), ("ToDo", "0.75", 64), ("tokendown", "0.75", 64),
+    ]  # fmt: skip
+    runs = [cell["numbers"][2]["mse"] for cell in known]
+    assert len(set(runs)) == 3
+    assert lines[1]["mse"]["median"] == pytest.approx(sorted(runs)[1], rel=1e-3)
+    low, high = (lines[1]["mse"][name] for name in ("low", "high"))
+    assert (low, high) == pytest.approx((min(runs), max(runs)), rel=1e-3)
+    assert f"({low:.2e} to {high:.2e})" in table1.table([dense, *lines])
+
+
+def test_cells_of_other_weights_are_not_mixed(tmp_path):
+    record = {"model": "a", "weights": "1", "cells": [{"size": 1}]}
+    path = tmp_path / "table1.json"
+    assert table1.cells_of(path, {"model": "a"}) == []
+    path.write_text(json.dumps(record))
+    assert table1.cells_of(path, {"model": "a", "weights": "1"}) == record["cells"]
+    assert table1.cells_of(path, {"model": "a", "weights": "2"}) == []
 
 
 def files() -> dict[Path, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
+import sys
 
 import pytest
 from torch import nn
@@ -74,6 +75,42 @@ def test_the_reason_is_said(name, reason):
     for call in (apply_patch, summary):
         with pytest.raises(UnsupportedModelError, match=f"{name}.*{reason}"):
             call(model)
+
+
+@pytest.mark.parametrize(
+    ("name", "part", "evidence"),
+    [
+        ("MochiTransformer3DModel", "once a sample", ""),
+        ("AnyFlowFARTransformer3DModel", "between calls", "kv_cache"),
+        ("QwenImage21Transformer2DModel", "between calls", "KV cache"),
+        ("WanAnimate2Transformer3DModel", "between calls", "The KV cache is empty"),
+        ("GlmImageTransformer2DModel", "between calls", "kv_cache.store(key, value)"),
+        ("Kandinsky5Transformer3DModel", "block masks", "BlockMask"),
+        ("Kandinsky6SRTransformer3DModel", "block masks", "BlockMask"),
+        ("Kandinsky6Transformer3DModel", "no to_k", "attn.to_key("),
+        ("PRXTransformer2DModel", "no to_k", "attn.img_qkv_proj("),
+        ("JoyImageEditTransformer3DModel", "no to_k", "attn.img_attn_qkv("),
+        ("LTX2VideoTransformer3DModel", "sound and video", "audio_hidden_states"),
+        ("SanaWMLTX2RefinerTransformer3DModel", "sound and video", "audio-to-video"),
+        ("MiniMaxH3Transformer3DModel", "sound and video", "audio_hidden_states"),
+        ("HunyuanVideo15Transformer3DModel", "by value", "text[text_mask]"),
+        ("HiDreamImageTransformer2DModel", "by value", "bincount().cpu().numpy()"),
+        ("NucleusMoEImageTransformer2DModel", "by value", "num_tokens_per_expert.tolist()"),
+        ("HunyuanVideoFramepackTransformer3DModel", "several sizes", "latents_clean_2x"),
+        ("JoyImageEditPlusTransformer3DModel", "several sizes", "shape_list"),
+        ("HeliosTransformer3DModel", "several sizes", "history_seq_len"),
+        ("Cosmos3OmniTransformer", "two attention calls", "causal_out = dispatch_attention_fn("),
+        ("ErnieImageTransformer2DModel", "tokens, batch", "text_sbh"),
+        ("Ideogram4Transformer2DModel", "packs", "segment_ids"),
+    ],
+)
+def test_reasons_have_evidence_in_the_source(name, part, evidence):
+    """A reason that is no longer true should not be told."""
+    assert part in REFUSED[name]
+    source = inspect.getsource(sys.modules[denoisers()[name].__module__])
+    assert evidence in source
+    if part == "no to_k":
+        assert "to_k(" not in source
 
 
 def test_an_unknown_model_is_told_of_register_adapter():

@@ -275,3 +275,16 @@ def test_a_patch_inside_a_method_is_taken_off_after_an_error(opened):
     with pytest.raises(RuntimeError):
         fail()
     assert not is_patched(pipe)
+
+
+def test_a_film_is_measured_in_all_frames():
+    values = numpy.random.default_rng(0).integers(0, 255, (4, 16, 12, 3), dtype="uint8")
+    frames = [Image.fromarray(each) for each in values]
+    one = [sheets.measure([x], [y]) for x, y in (frames[:2], frames[2:])]
+    film = sheets.measure(frames[::2], frames[1::2])
+    for name in ("mse", "ssim", "hpf", "hpf_dense"):
+        want = statistics.mean(numbers[name] for numbers in one)
+        assert film[name] == pytest.approx(want, rel=1e-5), name
+    error = ((values[::2] / 255.0 - values[1::2] / 255.0) ** 2).mean()
+    assert film["psnr_db"] == pytest.approx(-10 * numpy.log10(error), rel=1e-5)
+    assert sheets.measure(frames[:2], frames[:2])["psnr_db"] is None

@@ -58,11 +58,7 @@ def test_prediction_is_what_the_counter_counts(
         assert found.predicted_speedup > 1
 
 
-# Lumina 2 reads the lengths of its captions, so it cannot run without weights.
-COUNTED = sorted(set(tiny_transformers.INPUTS) - {"lumina2"})
-
-
-@pytest.mark.parametrize("kind", COUNTED)
+@pytest.mark.parametrize("kind", sorted(tiny_transformers.INPUTS))
 @pytest.mark.parametrize("size", [(16, 16), (22, 14)], ids=str)
 def test_prediction_for_transformers_is_what_the_counter_counts(
     kind: str, size: tuple[int, int]

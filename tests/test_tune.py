@@ -8,20 +8,25 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import tiny
 from test_analyze import REQUEST, assert_self_contained, hooks
 from test_cli import pixels, run, run_for_error
 from tokendown import ConfigError, PatchConfig, TunedPlan, apply_patch, summary
+from tokendown.analyze import Analysis, LayerAnalysis
+from tokendown.analyze.measures import DENSE, Candidate
 from tokendown.analyze.prompts import PROMPTS, pick_prompts
 from tokendown.tune import Target, tune
-from tokendown.tune.costs import measured
+from tokendown.tune.contest import Contest, readings, uniform
+from tokendown.tune.costs import Costs, measured
 from tokendown.tune.effects import Calls, Uniform, middle_calls, parts_of, plan_of
 from tokendown.tune.knapsack import best_tradeoffs
-from tokendown.tune.menu import Menu, choose
+from tokendown.tune.menu import Menu, build_menu, choose
 from tokendown.tune.report import pareto_plot, report, to_dict
+from tokendown.tune.tuning import dominated
+from tokendown.tune.validate import Entry
 from tokendown.tuned import LayerChoice
 
 # The knapsack
@@ -75,7 +80,7 @@ def menu(costs, errors, fixed=10.0) -> Menu:
         [LayerChoice(f"layer{i}", 8, 1, 1 + j) for j in range(len(row))]
         for i, row in enumerate(costs)
     ]
-    return Menu(options, costs, errors, fixed, "FLOPs", 4)
+    return Menu(options, costs, errors, fixed, "FLOPs")
 
 
 @settings(max_examples=60, deadline=None)
@@ -103,6 +108,104 @@ def test_a_choice_is_within_its_bound_and_as_good_as_rounding_allows(layers, par
         (table.error(pick) for pick in every if table.cost(pick) <= limit * 0.999), default=9e9
     )
     assert table.error(picked) <= least + 1e-9
+
+
+# The contest
+
+
+class Additive(Contest):
+    """Pictures whose error is the sum of constructed errors of layers."""
+
+    def error(self, choices):
+        return self.truth.error(choices)
+
+
+OPTIONS = st.lists(st.tuples(st.floats(0.1, 4.9), st.floats(0.0, 1)), min_size=2, max_size=5)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    layers=st.lists(OPTIONS, min_size=1, max_size=4),
+    rival=st.lists(st.integers(0, 9), min_size=4, max_size=4),
+    noise=st.lists(st.floats(0.2, 5), min_size=4, max_size=4),
+    exact=st.booleans(),
+)
+def test_a_plan_that_dominates_a_preset_is_found_wherever_there_is_one(layers, rival, noise, exact):
+    """And where the measured errors are wrong, the preset itself stays in the contest."""
+    costs = [[5.0, *(cost for cost, _ in layer)] for layer in layers]
+    errors = [[0.0, *(error for _, error in layer)] for layer in layers]
+    truth = menu(costs, errors)
+    seen = truth if exact else menu(
+        costs, [[error * by for error in row] for row, by in zip(errors, noise, strict=False)]
+    )  # fmt: skip
+    preset = tuple(pick % len(row) for pick, row in zip(rival, costs, strict=False))
+    assume(any(preset))
+    contest = Additive(None, readings(seen, seen), None, [preset], [], lambda: None)
+    contest.truth = truth
+    try:
+        picked = contest.settle(truth.cost(preset), None)
+    except ConfigError:
+        picked = (0,) * len(layers)  # dense is the best within the bound
+    assert truth.cost(picked) <= truth.cost(preset) * (1 + 1e-8)
+    assert truth.error(picked) <= truth.error(preset)
+    affordable = [
+        truth.error(pick)
+        for pick in itertools.product(*(range(len(row)) for row in costs))
+        if truth.cost(pick) <= truth.cost(preset)
+    ]
+    if exact:
+        assert truth.error(picked) <= min(affordable) + 1e-12
+
+
+def test_a_coarser_grid_with_anchors_beats_the_preset_at_its_cost():
+    """Constructed: anchors take most of the error away, and one layer bears anything."""
+    sensitive = {Candidate(2): 0.1, Candidate(3, 32): 0.02, Candidate(2, 8): 0.01}
+    idle = {Candidate(2): 1e-6, Candidate(4, 8): 2e-6, Candidate(2, 0, "mean"): 1e-7}
+    made = constructed({"a": sensitive, "b": idle})
+    keys = {DENSE: 4096, Candidate(2): 1024, Candidate(2, 0, "mean"): 1024,
+            Candidate(2, 8): 1032, Candidate(3, 32): 516, Candidate(4, 8): 264}  # fmt: skip
+    prices = Costs("FLOPs", 10_000.0, dict.fromkeys("ab", keys))
+    table = build_menu(made, prices, {"a": [1.0] * 2, "b": [1.0] * 2}, [1.0] * 2)
+    paper = tuple(table.find({"a": Candidate(2), "b": Candidate(2)}))
+    contest = Additive(None, readings(table, table), None, [paper], [], lambda: None)
+    contest.truth = table
+    picked = contest.settle(table.cost(paper), None)
+    lines = [options[i] for options, i in zip(table.options, picked, strict=True)]
+    assert [(x.factor, x.anchors) for x in lines] == [(2, 8), (4, 8)]
+    assert table.cost(picked) < table.cost(paper)
+    assert table.error(picked) < table.error(paper) / 5
+
+
+def test_the_best_choice_that_treats_all_layers_alike():
+    errors = {Candidate(2): 0.2, Candidate(2, 0, "mean"): 0.1, Candidate(3, 8): 0.3}
+    made = constructed({"a": errors, "b": {key: 2 * error for key, error in errors.items()}})
+    keys = {DENSE: 100, Candidate(2): 25, Candidate(2, 0, "mean"): 25, Candidate(3, 8): 20}
+    prices = Costs("FLOPs", 1000.0, dict.fromkeys("ab", keys))
+    table = build_menu(made, prices, {"a": [1.0], "b": [1.0]}, [1.0])
+
+    def lines(limit, error):
+        [picked] = uniform(table, limit, error)
+        options = [options[i] for options, i in zip(table.options, picked, strict=True)]
+        assert all((x.start, x.stop) == (0.0, 1.0) for x in options)
+        return {(x.factor, x.anchors, x.method) for x in options}
+
+    paper = table.cost(table.find({"a": Candidate(2), "b": Candidate(2)}))
+    assert lines(paper, None) == {(2, 0, "mean")}
+    assert lines(paper - 1, None) == {(3, 8, "nearest")}
+    assert lines(None, 1.0) == {(3, 8, "nearest")}
+    assert uniform(table, 1.0, None) == uniform(table, None, 1e-9) == []
+
+
+def constructed(errors: dict[str, dict[Candidate, float]]) -> Analysis:
+    """Layers of 64 x 64 tokens in a schedule of two steps, the same error at both."""
+    layers = [
+        LayerAnalysis(
+            name, (64, 64), 1, 8, 1, 8, 4096,
+            errors={candidate: [error, error] for candidate, error in of.items()},
+        )
+        for name, of in errors.items()
+    ]  # fmt: skip
+    return Analysis("Model", {"width": 256, "height": 256}, ("a cat",), (9.0, 1.0), tuple(layers))
 
 
 def test_impossible_bounds_say_so():
@@ -194,7 +297,7 @@ def test_gains_are_measured_on_the_denoiser(pipe, tuning):
     )
     picture(pipe, "a cat", seed=4)
     handle.remove()
-    plan = plan_of(tuning.analysis, Uniform((2, 32), layer.name))
+    plan = plan_of(tuning.analysis, Uniform(Candidate(2, 32), layer.name))
     for part, (args, kwargs) in enumerate(inputs):
         with torch.no_grad():
             dense = pipe.unet(*args, **kwargs)[0]
@@ -202,7 +305,7 @@ def test_gains_are_measured_on_the_denoiser(pipe, tuning):
                 coarse = pipe.unet(*args, **kwargs)[0]
         error = float((coarse - dense).square().sum() / dense.square().sum())
         assert error > 0
-        want = error / layer.errors[2, 32][part]
+        want = error / layer.errors[Candidate(2, 32)][part]
         assert tuning.gains[layer.name][part] == pytest.approx(want, rel=0.01)
 
 
@@ -216,6 +319,18 @@ def test_a_tuned_plan_works_and_travels(pipe, tuning, tmp_path):
         assert not torch.equal(picture(pipe, "a cat", seed=0), dense)
     assert torch.equal(picture(pipe, "a cat", seed=0), dense)
     assert hooks(pipe) == 0
+
+
+def test_what_a_plan_dominates():
+    def entry(name, speedup, error):
+        return Entry(name, speedup, error, (error,), None, 1.0, 1.0)
+
+    tuned = entry("tuned", 1.5, 0.01)
+    others = [
+        entry("dense", 1.0, 0.0), entry("paper", 1.5, 0.011), entry("auto", 1.6, 0.5),
+        entry("tomesd 0.5", 1.2, 0.02), entry("equal", 1.5, 0.01), entry("tuned, cost of x", 1, 1),
+    ]  # fmt: skip
+    assert dominated([*others, tuned]) == ["paper", "tomesd 0.5"]
 
 
 def test_the_page(tuning):
@@ -235,11 +350,11 @@ def test_measured_seconds(pipe, tuning):
     costs = measured(tuning.analysis, calls)
     assert costs.unit == "seconds"
     for layer in tuning.analysis.layers:
-        assert set(costs.layers[layer.name]) == {(1, 0), *layer.errors}
+        assert set(costs.layers[layer.name]) == {DENSE, *layer.errors}
         assert all(0 < seconds < costs.whole for seconds in costs.layers[layer.name].values())
-    name, pair = tuning.analysis.layers[0].name, (2, 0)
+    name, pair = tuning.analysis.layers[0].name, Candidate(2)
     of = costs.layers[name]
-    assert costs.of(name, pair, (0.0, 0.5), 4) == pytest.approx(2 * of[pair] + 2 * of[1, 0])
+    assert costs.of(name, pair, (0.0, 0.5), 4) == pytest.approx(2 * of[pair] + 2 * of[DENSE])
 
 
 def test_parts():
@@ -250,9 +365,10 @@ def test_parts():
 
 
 def test_fewer_steps_than_parts(pipe):
-    short = replace(REQUEST, steps=2)
+    short = replace(REQUEST, steps=2, width=24, height=16)  # too small for the inner level
     tuning = tune(pipe, short, ["a cat"], ["a dog"], Target(error=10.0), factors=(2,), parts=4)
     assert len(tuning.weights) == 2
+    assert [bool(layer.errors) for layer in tuning.analysis.layers] == [True, False, True, True]
 
 
 def test_nothing_to_tune(pipe):

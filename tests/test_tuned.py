@@ -43,8 +43,9 @@ def plan_for(model, choose) -> TunedPlan:
 
 
 def mixed(index: int) -> dict:
-    """Every layer another factor and number of anchors; the first stays dense."""
-    return {"factor": 1 + index % 4, "anchors": (index * 3) % 5}
+    """Every layer another factor, number of anchors and method; the first stays dense."""
+    method = "mean" if index % 3 == 1 else "nearest"
+    return {"factor": 1 + index % 4, "anchors": (index * 3) % 5, "method": method}
 
 
 def wanted(kind, model, plan, size=SIZE):
@@ -56,7 +57,9 @@ def wanted(kind, model, plan, size=SIZE):
         if choice.factor > 1:
             patch = reference.PATCH_SIZES.get(kind, 1)
             grid = tuple(math.ceil(side // patch / level) for side in size)
-            processor = reference.Coarse(grid, choice.factor, choice.anchors, mean=False)
+            processor = reference.Coarse(
+                grid, choice.factor, choice.anchors, choice.method == "mean"
+            )
             block.attn1.set_processor(processor)
             block.norm1.register_forward_pre_hook(processor.note_norms)
     return tiny.run(model, *size)
@@ -200,6 +203,7 @@ def test_round_trip(tmp_path):
         {"layers": [{"name": "x", "channels": 8, "heads": 1, "start": 0.5, "stop": 0.5}]},
         {"layers": [{"name": "x", "channels": 8, "heads": 1, "stop": "1"}]},
         {"layers": [{"name": "x", "channels": 8, "heads": 1, "rank": 1}]},
+        {"layers": [{"name": "x", "channels": 8, "heads": 1, "method": "median"}]},
         {"layers": [{"name": "x", "channels": 8, "heads": 1}] * 2},
         {"sizes": [[512]]},
         {"made": None},
@@ -209,6 +213,14 @@ def test_damaged_plans_are_refused(change):
     good = plan_for(tiny.shallow_unet(), mixed).to_dict()
     with pytest.raises(ConfigError):
         TunedPlan.from_dict({**good, **change})
+
+
+def test_a_plan_from_before_methods_still_loads():
+    plan = plan_for(tiny.shallow_unet(), windows)
+    record = plan.to_dict()
+    for layer in record["layers"]:
+        del layer["method"]
+    assert TunedPlan.from_dict(record) == plan
 
 
 def test_files_that_are_no_plans(tmp_path):
@@ -244,6 +256,15 @@ def test_a_plan_and_options_by_name_exclude_each_other():
 
 
 # Numbers
+
+
+def test_a_summary_says_where_cells_are_averaged():
+    model = tiny.sd_unet()
+    plan = plan_for(model, mixed)
+    what = summary(model, plan, height=128, width=96)
+    averaged = [layer.note == "cell averages" for layer in what.layers if layer.factor > 1]
+    assert averaged == [line.method == "mean" for line in plan.layers if line.factor > 1]
+    assert True in averaged
 
 
 def test_summary_of_a_plan():

@@ -164,6 +164,14 @@ def wan(folder: Path) -> Any:
     )  # fmt: skip
 
 
+def pixart(folder: Path) -> Any:
+    """Two pixels a latent pixel; a token is a 2 x 2 patch of the latent."""
+    return diffusers.PixArtSigmaPipeline(
+        tokenizer=t5_tokenizer(), text_encoder=t5_encoder(), vae=tiny.vae(),
+        transformer=tiny.pixart(), scheduler=diffusers.DPMSolverMultistepScheduler(),
+    )  # fmt: skip
+
+
 def pix2pix(folder: Path) -> Any:
     """InstructPix2Pix: the picture's latent comes beside the noise."""
     unet = tiny.sd_unet(in_channels=8)

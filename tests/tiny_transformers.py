@@ -193,6 +193,46 @@ def chrono_edit(seed: int = 0) -> diffusers.ChronoEditTransformer3DModel:
     return _build(lambda: diffusers.ChronoEditTransformer3DModel(**_WAN), seed)
 
 
+def wan_animate(seed: int = 0) -> diffusers.WanAnimateTransformer3DModel:
+    """Wan's blocks; poses and faces come in beside them."""
+    return _build(
+        lambda: diffusers.WanAnimateTransformer3DModel(
+            **{**_WAN, "in_channels": 12, "latent_channels": 4, "image_dim": None},
+            motion_encoder_channel_sizes={"4": 4, "8": 4, "16": 4},
+            motion_encoder_size=16,
+            motion_style_dim=4,
+            motion_dim=4,
+            motion_encoder_dim=8,
+            face_encoder_hidden_dim=8,
+            face_encoder_num_heads=2,
+            inject_face_latents_blocks=2,
+        ),
+        seed,
+    )
+
+
+def hunyuan_dit(seed: int = 0) -> diffusers.HunyuanDiT2DModel:
+    """Image tokens only, rotated; blocks are joined by skips."""
+    return _build(
+        lambda: diffusers.HunyuanDiT2DModel(
+            sample_size=32,
+            in_channels=4,
+            patch_size=2,
+            num_attention_heads=2,
+            attention_head_dim=8,
+            hidden_size=DIM,
+            num_layers=4,  # the least with a skip
+            cross_attention_dim=8,
+            cross_attention_dim_t5=8,
+            pooled_projection_dim=8,
+            text_len=TEXT,
+            text_len_t5=TEXT,
+            use_style_cond_and_image_meta_size=False,
+        ),
+        seed,
+    )
+
+
 def z_image(seed: int = 0) -> diffusers.ZImageTransformer2DModel:
     """Image and caption in one stream, each filled up to a multiple of 32 tokens."""
     return _build(
@@ -243,6 +283,64 @@ def cogvideox(seed: int = 0) -> diffusers.CogVideoXTransformer3DModel:
             sample_frames=9,
             max_text_seq_length=TEXT,
             use_rotary_positional_embeddings=True,
+        ),
+        seed,
+    )
+
+
+def consisid(seed: int = 0) -> diffusers.ConsisIDTransformer3DModel:
+    """CogVideoX's blocks; without the face."""
+    return _build(
+        lambda: diffusers.ConsisIDTransformer3DModel(
+            num_attention_heads=2,
+            attention_head_dim=16,
+            in_channels=4,
+            out_channels=4,
+            time_embed_dim=8,
+            text_embed_dim=8,
+            num_layers=2,
+            sample_width=32,
+            sample_height=32,
+            sample_frames=9,
+            max_text_seq_length=TEXT,
+            use_rotary_positional_embeddings=True,
+        ),
+        seed,
+    )
+
+
+def easyanimate(seed: int = 0) -> diffusers.EasyAnimateTransformer3DModel:
+    """Text with projections of its own; rotates in place."""
+    return _build(
+        lambda: diffusers.EasyAnimateTransformer3DModel(
+            num_attention_heads=2,
+            attention_head_dim=16,  # the least that splits into frames, rows and columns
+            in_channels=4,
+            out_channels=4,
+            patch_size=2,
+            time_embed_dim=8,
+            text_embed_dim=8,
+            num_layers=2,
+            mmdit_layers=2,
+        ),
+        seed,
+    )
+
+
+def cosmos(seed: int = 0) -> diffusers.CosmosTransformer3DModel:
+    """Video only; rotates halves of a head."""
+    return _build(
+        lambda: diffusers.CosmosTransformer3DModel(
+            in_channels=4,
+            out_channels=4,
+            num_attention_heads=2,
+            attention_head_dim=16,
+            num_layers=2,
+            text_embed_dim=8,
+            adaln_lora_dim=4,
+            max_size=(4, 64, 64),
+            concat_padding_mask=False,  # resized by torchvision
+            extra_pos_embed_type=None,
         ),
         seed,
     )

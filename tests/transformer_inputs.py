@@ -92,6 +92,32 @@ def _vace(model: Any, noise: Noise, height: int, width: int, batch: int) -> dict
     return {**inputs, "control_hidden_states": control}
 
 
+def _wan_animate(model: Any, noise: Noise, height: int, width: int, batch: int) -> dict[str, Any]:
+    return {
+        **_wan(model, noise, height, width, batch),
+        "hidden_states": noise(batch, 12, FRAMES, 2 * height, 2 * width),
+        "pose_hidden_states": noise(batch, 4, FRAMES - 1, 2 * height, 2 * width),
+        "face_pixel_values": noise(batch, 3, 5, 16, 16),
+    }
+
+
+def _hunyuan_dit(model: Any, noise: Noise, height: int, width: int, batch: int) -> dict[str, Any]:
+    from diffusers.models.embeddings import get_2d_rotary_pos_embed
+
+    mask = torch.ones(batch, TEXT)
+    mask[0, TEXT - 2 :] = 0
+    corners = ((0, 0), (height, width))
+    return {
+        "hidden_states": noise(batch, 4, 2 * height, 2 * width),
+        "timestep": torch.full((batch,), 500.0).to(noise.like.dtype),
+        "encoder_hidden_states": noise(batch, TEXT, 8),
+        "text_embedding_mask": mask,
+        "encoder_hidden_states_t5": noise(batch, TEXT, 8),
+        "text_embedding_mask_t5": mask,
+        "image_rotary_emb": get_2d_rotary_pos_embed(8, corners, (height, width), output_type="pt"),
+    }
+
+
 def _hunyuan(model: Any, noise: Noise, height: int, width: int, batch: int) -> dict[str, Any]:
     mask = torch.ones(batch, TEXT)
     mask[0, TEXT - 2 :] = 0
@@ -154,6 +180,14 @@ def _cogvideox(model: Any, noise: Noise, height: int, width: int, batch: int) ->
         "encoder_hidden_states": noise(batch, TEXT, 8),
         "timestep": torch.full((batch,), 500),
         "image_rotary_emb": table,
+    }
+
+
+def _easyanimate(model: Any, noise: Noise, height: int, width: int, batch: int) -> dict[str, Any]:
+    return {
+        "hidden_states": noise(batch, 4, FRAMES, 2 * height, 2 * width),
+        "encoder_hidden_states": noise(batch, TEXT, 8),
+        "timestep": torch.full((batch,), 500),
     }
 
 
@@ -224,10 +258,15 @@ INPUTS: dict[str, Callable[..., dict[str, Any]]] = {
     "bria": _flux_like,
     "bria_fibo": _bria_fibo,
     "skyreels": _wan,
+    "wan_animate": _wan_animate,
+    "hunyuan_dit": _hunyuan_dit,
     "chrono_edit": _wan,
     "z_image": _z_image,
     "ltx": _ltx,
     "cogvideox": _cogvideox,
+    "consisid": _cogvideox,
+    "easyanimate": _easyanimate,
+    "cosmos": _easyanimate,
     "cogview3": _cogview,
     "cogview4": _cogview,
     "auraflow": _auraflow,

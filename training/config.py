@@ -38,7 +38,7 @@ class UnetConfig:
 
     channels: tuple[int, ...] = (48, 160)
     self_attends: tuple[bool, ...] = (True, False)
-    layers: int = 1
+    layers: tuple[int, ...] = (1, 2)
     head_dim: tuple[int, ...] = (48, 40)
 
 
@@ -122,8 +122,8 @@ CPU = Config(
     name="cpu",
     everything=False,
     stages=(
-        Stage(1800, 2e-3, 1e-3, _half_size(24)),
-        Stage(2200, 1e-3, 5e-5, _full_size(6)),
+        Stage(1500, 2e-3, 1e-3, _half_size(24)),
+        Stage(1400, 1e-3, 5e-5, _full_size(6)),
     ),
 )
 
@@ -132,7 +132,7 @@ GPU = Config(
     everything=True,
     ema=0.9995,
     autoencoder=AutoencoderConfig(width=64, steps=20_000, batch=64, crop=128, lr=1e-3),
-    unet=UnetConfig(channels=(128, 320), head_dim=(64, 64)),
+    unet=UnetConfig(channels=(96, 256), head_dim=(48, 64)),
     stages=(
         Stage(30_000, 2e-3, 1e-3, _half_size(256)),
         Stage(20_000, 1e-3, 1e-5, _full_size(64)),

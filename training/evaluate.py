@@ -23,8 +23,8 @@ from tokendown.quality import INCEPTION_FILE, Inception, frechet_distance, load_
 
 from .captions import COLOURS
 from .classifier import trained
-from .config import CACHE, CONFIGS, Config
-from .data import Pictures
+from .config import CACHE, CONFIGS, PIXELS, Config
+from .data import Pictures, Place
 from .export import EVALUATION, TARGET
 from .judge import Question, between_training_pictures, judge, questions, spread
 from .sample import grid
@@ -45,7 +45,7 @@ class NoAttention:
 
 def switch_off_top_attention(pipeline: StableDiffusionPipeline) -> int:
     """Self-attention at 64 x 64 becomes nothing; returns how many layers that were."""
-    top = ("down_blocks.0", "up_blocks.3")
+    top = ("down_blocks.0.", f"up_blocks.{len(pipeline.unet.up_blocks) - 1}.")
     processors = pipeline.unet.attn_processors
     off = [k for k in processors if k.startswith(top) and ".attn1." in k]
     pipeline.unet.set_attn_processor(processors | dict.fromkeys(off, NoAttention()))
@@ -72,9 +72,10 @@ def draw(pipeline, prompts: list[str], steps: int, guidance: float, batch: int =
 # FID
 
 
-def training_pictures(pictures: Pictures, pairs: list[tuple[int, str]]) -> Tensor:
-    """Pixels uint8 [n, 3, 256, 256] of (picture, colour) pairs."""
-    images = torch.stack([pictures.on(*pair) for pair in pairs])
+def training_pictures(pictures: Pictures, pairs: list[tuple[int, str]], seed: int = 0) -> Tensor:
+    """Pixels uint8 [n, 3, 256, 256] of (picture, colour) pairs, at random places."""
+    rng = random.Random(seed)
+    images = torch.stack([pictures.placed(*pair, Place.draw(rng), PIXELS) for pair in pairs])
     return ((images + 1) * 127.5).round().byte()
 
 
@@ -103,7 +104,7 @@ def fid(config: Config, pixels: Tensor, asked: list[Question], pictures: Picture
     values = {
         "samples": network(pixels, data_range=255),
         "the_training_pictures_asked_for": network(
-            training_pictures(pictures, perfect), data_range=255
+            training_pictures(pictures, perfect, seed=1), data_range=255
         ),
     }
     scores = {name: round(frechet_distance(x, reference), 1) for name, x in values.items()}

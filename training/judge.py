@@ -3,7 +3,7 @@
 * **subject**: what ``classifier.py`` says, which was trained apart from the model.
 * **background**: the palette colour nearest to the corners.
 * **distance** to the nearest training picture over the asked-for background, root mean square at
-  32 x 32: how much of a picture is memory.
+  32 x 32, both cut to the square around their subject, for the place is free: how much is memory.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from .captions import COLOURS, PALETTE, Concept, held_out
-from .classifier import Classifier, lay_over, shrink
+from .classifier import SIDE, Classifier, lay_over, shrink
 from .data import Pictures
 
 # The first was in training, the second was not.
@@ -57,13 +57,30 @@ def background(pixels: Tensor) -> list[str]:
 
 def distances(pixels: Tensor, pictures: Pictures, colours: list[str]) -> Tensor:
     """From each picture to every training picture over its colour, [n, training pictures]."""
-    train = shrink(pictures.rgba, 32)
-    small = functional.adaptive_avg_pool2d(pixels.float() / 255, 32)
+    train = torch.stack([_cut(x, x[3] > 0.05) for x in shrink(pictures.rgba, SIDE)])
     rows = []
-    for image, colour in zip(small, colours, strict=True):
-        rgb = (torch.tensor(PALETTE[colour]) / 255).expand(len(train), 3)
-        rows.append((lay_over(train, rgb) - image).square().mean(dim=(1, 2, 3)).sqrt())
+    for image, colour in zip(pixels.float() / 255, colours, strict=True):
+        rgb = torch.tensor(PALETTE[colour]) / 255
+        apart = (image - rgb[:, None, None]).abs().amax(0) > 0.15
+        over_colour = lay_over(train, rgb.expand(len(train), 3))
+        rows.append((over_colour - _cut(image, apart)).square().mean(dim=(1, 2, 3)).sqrt())
     return torch.stack(rows)
+
+
+def _cut(x: Tensor, subject: Tensor) -> Tensor:
+    """[c, h, w] -> [c, 32, 32]: the square around what is true in [h, w], without specks."""
+    spans = []
+    for dim, size in ((1, x.shape[1]), (0, x.shape[2])):
+        inside = (subject.float().mean(dim) > 0.02).nonzero()
+        spans.append((inside.min().item(), inside.max().item() + 1) if len(inside) else (0, size))
+    side = max(end - begin for begin, end in spans)
+    parts = []
+    for (begin, end), size in zip(spans, x.shape[1:], strict=True):
+        first = min(max(0, (begin + end - side) // 2), size - side)
+        parts.append(slice(first, first + side))
+    return functional.interpolate(
+        x[None, :, parts[0], parts[1]], (32, 32), mode="bilinear", antialias=True
+    )[0]
 
 
 def judge(
@@ -109,7 +126,8 @@ def judge(
 def between_training_pictures(pictures: Pictures) -> dict:
     """The same distance from each training picture to the nearest other one, as a yardstick."""
     gray = torch.full((len(pictures.rgba), 3), 0.55)
-    flat = lay_over(shrink(pictures.rgba, 32), gray).flatten(1)
+    train = torch.stack([_cut(x, x[3] > 0.05) for x in shrink(pictures.rgba, SIDE)])
+    flat = lay_over(train, gray).flatten(1)
     distance = torch.cdist(flat, flat) / flat.shape[1] ** 0.5
     return spread(distance.fill_diagonal_(9).min(dim=1).values.tolist())
 

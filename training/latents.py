@@ -8,13 +8,12 @@ from typing import NamedTuple
 import torch
 from diffusers import AutoencoderTiny
 from torch import Tensor
-from torch.nn import functional
 
-from .config import Batch
+from .config import AUTOENCODER_FACTOR, Batch
 from .data import Pictures, Place
-from .model import FULL
 
-PLACES = 8  # of every picture over every colour; more would be encoded more often than used
+# Of every picture over every colour, by size in latents: more would cost more than they teach.
+PLACES = {32: 4, 64: 4, 128: 1}
 
 
 class Wanted(NamedTuple):
@@ -36,7 +35,7 @@ class Latents:
 
     def batch(self, drawn: list[tuple[int, str]], batch: Batch, rng: random.Random) -> Tensor:
         """Latents of unit variance [n, 4, size, size] of (picture, colour) pairs."""
-        wanted = [Wanted(*pair, rng.randrange(PLACES), batch.whole) for pair in drawn]
+        wanted = [Wanted(*pair, rng.randrange(PLACES[batch.whole]), batch.whole) for pair in drawn]
         for w in wanted:
             if w not in self.known:
                 self.known[w] = self._encode(w)
@@ -46,16 +45,10 @@ class Latents:
     def _encode(self, wanted: Wanted) -> Tensor:
         picture, colour, place, whole = wanted
         where = Place.draw(random.Random(f"{picture} {colour} {place}"))
-        pixels = self.pictures.on(picture, colour, where)[None].to(self.device)
-        z = self.autoencoder.encode(resized(pixels, whole / FULL)).latents[0]
+        side = whole * AUTOENCODER_FACTOR
+        pixels = self.pictures.placed(picture, colour, where, side)[None].to(self.device)
+        z = self.autoencoder.encode(pixels).latents[0]
         return (z * self.autoencoder.config.scaling_factor).half()
-
-
-def resized(pixels: Tensor, scale: float) -> Tensor:
-    """Pictures [n, 3, h, w] so many times as large; the same tensor at 1."""
-    if scale == 1:
-        return pixels
-    return functional.interpolate(pixels, scale_factor=scale, mode="bicubic", antialias=True)
 
 
 def _window(z: Tensor, size: int, rng: random.Random) -> Tensor:

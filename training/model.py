@@ -31,7 +31,7 @@ def build_unet(config: Config) -> UNet2DConditionModel:
         down_block_types=("CrossAttnDownBlock2D",) * len(c.channels),
         up_block_types=("CrossAttnUpBlock2D",) * len(c.channels),
         only_cross_attention=only_text,
-        mid_block_only_cross_attention=only_text[-1],
+        mid_block_type="UNetMidBlock2D",  # one residual block; the other kinds attend to pictures
         attention_head_dim=tuple(w // d for w, d in zip(c.channels, c.head_dim, strict=True)),
         cross_attention_dim=config.text.width,
         norm_num_groups=16,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import time
@@ -67,7 +68,10 @@ def _shards(tensors: dict[str, Tensor]) -> list[dict[str, Tensor]]:
 
 
 class Threads:
-    """Two threads that share a core wait for each other: use as many as there are idle cores."""
+    """Two threads that share a core wait for each other: use as many as there are idle cores.
+
+    Processes with a nice value do not count, they give way (to a run with none, that is).
+    """
 
     def __init__(self) -> None:
         self.most = torch.get_num_threads()
@@ -76,20 +80,23 @@ class Threads:
     def adapt(self) -> None:
         """Call now and then; reads how much of the machine others used since the last call."""
         now = self._busy()
-        jiffies = sum(now) - sum(self.last)
-        if jiffies < 300:
+        passed, others = (b - a for a, b in zip(self.last, now, strict=True))
+        if passed < 3:
             return
-        others = (now[0] + now[2] - self.last[0] - self.last[2]) / jiffies * self.most
         self.last = now
-        torch.set_num_threads(max(1, self.most - round(others + 0.2)))
+        torch.set_num_threads(max(1, self.most - round(others / passed * self.most + 0.2)))
 
     @staticmethod
-    def _busy() -> list[int]:
-        """user, nice, system, idle, ... since boot; this process is counted under nice."""
+    def _busy() -> tuple[float, float]:
+        """Seconds since boot of all cores, and those that others spent without a nice value."""
         try:
-            return [int(x) for x in Path("/proc/stat").read_text().split("\n")[0].split()[1:9]]
+            fields = Path("/proc/stat").read_text().split("\n")[0].split()[1:9]
         except OSError:
-            return [0] * 8
+            return 0.0, 0.0
+        user, _, system, *_ = seconds = [int(x) / os.sysconf("SC_CLK_TCK") for x in fields]
+        mine = os.times()
+        own = mine.system + (mine.user if os.nice(0) <= 0 else 0.0)
+        return sum(seconds), user + system - own
 
 
 class Log:

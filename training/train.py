@@ -126,7 +126,8 @@ def train(config: Config, minutes: float, steps: int | None = None) -> None:
     """Trains for so many minutes or steps at most, from where the last call stopped."""
     end = time.time() + minutes * 60
     run, threads = Run(config), Threads()
-    latents = Latents(Pictures(config.everything), load_trained(config).to(run.device))
+    autoencoder = load_trained(config).to(run.device, memory_format=torch.channels_last)
+    latents = Latents(Pictures(config.everything), autoencoder)
     log = Log(config.folder / "train.jsonl")
     last = run.step + steps if steps else None
     saved, told_to_end = time.time(), on_terminate()

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ._errors import ConfigError, UnsupportedModelError
-from .calls import call_parameters, check_pipeline, hints, uses_guidance
+from .calls import call_parameters, check_pipeline, hints, image_name, uses_guidance
 from .models import builtin
 from .models.loading import fingerprint, load_pipeline
 from .models.sources import pick_device, pick_dtype, versions
@@ -75,6 +75,7 @@ def open_pipeline(request: Request) -> tuple[Any, Request]:
     pipe = load_pipeline(
         request.model, device=device, dtype=dtype, base=request.base, lora=request.lora
     )
+    pipe = _taking_pictures(pipe, request)
     check_pipeline(pipe, request)
     known = call_parameters(pipe)
     steps, guidance = request.steps, request.guidance
@@ -94,6 +95,21 @@ def open_pipeline(request: Request) -> tuple[Any, Request]:
         device=str(device), dtype=dtype_name,
         frames=fitting_frames(pipe, request), fps=fitting_fps(pipe, request),
     )  # fmt: skip
+
+
+def _taking_pictures(pipe: Any, request: Request) -> Any:
+    """The pipeline, or where a picture was given and it takes none, its sibling that does."""
+    if request.image is None or image_name(pipe) is not None:
+        return pipe
+    from diffusers import AutoPipelineForImage2Image, AutoPipelineForInpainting
+
+    kind = AutoPipelineForImage2Image if request.mask is None else AutoPipelineForInpainting
+    try:
+        sibling = kind.from_pipe(pipe)
+    except ValueError:  # there is none; check_pipeline says so
+        return pipe
+    sibling.set_progress_bar_config(disable=True)
+    return sibling
 
 
 def _with_hashes(request: Request) -> Request:

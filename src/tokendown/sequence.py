@@ -95,6 +95,21 @@ class Sequence:
         """The same without the exact tokens around the boxes."""
         return Sequence(self.boxes, anchors=self.anchors)
 
+    def with_anchors(self, scores: Tensor, count: int) -> Sequence:
+        """The same with the highest scores of the first box that are not on its coarse grid.
+
+        Args:
+            scores: [batch, tokens] of the joint sequence, or of the image tokens alone.
+            count: >= 0, see :func:`choose_anchors`.
+        """
+        anchors = choose_anchors(self.first_box(scores), self.boxes[0], count)
+        return Sequence(self.boxes, self.before, self.after, anchors)
+
+    def first_box(self, x: Tensor) -> Tensor:
+        """Tokens of the joint sequence, or of the images alone, [batch, tokens, ...] -> its own."""
+        first = self.before if x.shape[1] == self.tokens else 0
+        return x.narrow(1, first, self.boxes[0].tokens)
+
     def take(self, x: Tensor, dim: int) -> Tensor:
         """Keeps ``kept`` of the ``tokens`` entries of a dimension, counted from the front."""
         parts = [x.narrow(dim, 0, self.before)] if self.before else []

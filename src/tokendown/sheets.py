@@ -87,13 +87,32 @@ def make_rows(
             with method.on(pipe, request.seed):
                 made[method] = sample(pipe, one, advance)
             done += 1
-        dense = made[DENSE].image
-        numbers = {m: measure(picture.image, dense, lpips) for m, picture in made.items()}
+        dense = made[DENSE].frames
+        numbers = {m: measure(picture.frames, dense, lpips) for m, picture in made.items()}
         yield Row(replace(request, config=None), made, numbers)
 
 
-def measure(image: Image.Image, dense: Image.Image, lpips: quality.Lpips | None = None) -> Numbers:
-    """Distances of a picture to the dense one; None where a number is infinite or undefined.
+def measure(
+    frames: Sequence[Image.Image], dense: Sequence[Image.Image], lpips: quality.Lpips | None = None
+) -> Numbers:
+    """Distances of a picture to the dense one, or means over the frames of a film.
+
+    The PSNR of a film is that of all frames together.
+
+    Args:
+        frames: one, or those of a film.
+        dense: as many.
+        lpips: to measure that as well.
+    """
+    each = [_measure(*pair, lpips) for pair in zip(frames, dense, strict=True)]
+    found = {name: _mean([numbers[name] for numbers in each]) for name in each[0]}
+    if len(each) > 1 and found["mse"]:
+        found["psnr_db"] = _short(-10 * math.log10(found["mse"]))
+    return found
+
+
+def _measure(image: Image.Image, dense: Image.Image, lpips: quality.Lpips | None) -> Numbers:
+    """None where a number is infinite or undefined.
 
     PSNR in dB is infinite for equal pictures; SSIM needs 11 pixels a side, MS-SSIM 176, LPIPS 31
     and its weights. ``hpf`` and ``hpf_dense`` are the detail of either picture.
@@ -115,12 +134,13 @@ def measure(image: Image.Image, dense: Image.Image, lpips: quality.Lpips | None 
 
 def means(rows: Sequence[Row], method: Method) -> Numbers:
     """The mean of each number over the rows; None where a row has none."""
-    found: Numbers = {}
-    for name in rows[0].numbers[method]:
-        values = [row.numbers[method][name] for row in rows]
-        known = [value for value in values if value is not None]
-        found[name] = _short(statistics.mean(known)) if len(known) == len(values) else None
-    return found
+    names = rows[0].numbers[method]
+    return {name: _mean([row.numbers[method][name] for row in rows]) for name in names}
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return _short(statistics.mean(known)) if len(known) == len(values) else None
 
 
 def record(

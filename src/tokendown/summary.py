@@ -11,7 +11,7 @@ from ._errors import ConfigError
 from .adapters import families, skeleton
 from .adapters.classic import PERTURBED
 from .adapters.joint import JointLayer, JointPlan
-from .adapters.plan import Layer, Plan
+from .adapters.plan import Layer, Plan, Rule
 from .adapters.skeleton import Cost
 from .flops import joint_attention_flops, self_attention_flops
 from .patch import find_denoisers
@@ -218,14 +218,15 @@ def _layers(plan: Plan, cost: Cost, perturbed: Iterable[str]) -> list[LayerSumma
     for layer in plan.layers:
         if any(re.search(pattern, layer.name) for pattern in perturbed):
             layer = replace(layer, rule=None, reason=PERTURBED)
-        rows.append(_layer(plan, layer, cost))
+        rows.append(layer_at(plan, layer, cost))
     rows += [
         LayerSummary(name, None, 1, 0, 0, 0, 0, reason) for name, reason in plan.left_alone.items()
     ]
     return rows
 
 
-def _layer(plan: Plan, layer: Layer, cost: Cost) -> LayerSummary:
+def layer_at(plan: Plan, layer: Layer, cost: Cost) -> LayerSummary:
+    """A layer of a plan, at the size of a dense call."""
     rule = layer.rule
     seen = cost.layers[layer.name]
     factor = layer.factor(seen.grid)
@@ -245,7 +246,8 @@ def _layer(plan: Plan, layer: Layer, cost: Cost) -> LayerSummary:
             * self_attention_flops(image, kept, layer.channels, layer.heads, layer.head_dim)
             for kept in (image, keys)
         )
-    note = layer.reason or ("" if factor > 1 else str(rule or ""))
+    what = str(rule or "") if factor == 1 else _how(rule)
+    note = layer.reason or what
     return LayerSummary(
         layer.name,
         (seen.grid.height, seen.grid.width),
@@ -257,6 +259,10 @@ def _layer(plan: Plan, layer: Layer, cost: Cost) -> LayerSummary:
         note,
         *(rule.window if rule else (0.0, 1.0)),
     )
+
+
+def _how(rule: Rule | None) -> str:
+    return "cell averages" if rule is not None and rule.method == "mean" else ""
 
 
 def _joint_flops(layer: JointLayer, tokens: int, keys: int) -> int:

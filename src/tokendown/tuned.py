@@ -7,10 +7,10 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from ._errors import ConfigError, LoadError
-from .config import PatchConfig
+from .config import Method, PatchConfig
 
 VERSION = 1
 
@@ -27,6 +27,7 @@ class LayerChoice:
         anchors: tokens off the grid that are kept as well, >= 0.
         start: fraction of the schedule, in [0, 1), from which the layer is coarse.
         stop: fraction of the schedule, in (start, 1], from which it is dense again.
+        method: "nearest" keeps the top-left token of each cell, "mean" averages the cell.
 
     Raises:
         ConfigError: a value is out of its range.
@@ -39,6 +40,7 @@ class LayerChoice:
     anchors: int = 0
     start: float = 0.0
     stop: float = 1.0
+    method: Method = "nearest"
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
@@ -49,6 +51,11 @@ class LayerChoice:
                 raise ConfigError(
                     f"a plan, {self.name}: expected {name} of at least {least}, got {value!r}"
                 )
+        if self.method not in get_args(Method):
+            raise ConfigError(
+                f"a plan, {self.name}: expected a method of {', '.join(get_args(Method))}, got "
+                f"{self.method!r}"
+            )
         window = (self.start, self.stop)
         if not all(isinstance(x, (int, float)) and not isinstance(x, bool) for x in window) or not (
             0.0 <= self.start < self.stop <= 1.0

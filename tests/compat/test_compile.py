@@ -51,6 +51,19 @@ def test_whole_model_compiled_when_patched():
     assert torch.equal(tiny.run(unet, *LATENT), dense)
 
 
+@pytest.mark.compat("torch.compile, PixArt", note="fullgraph; patch before compilation")
+@torch.no_grad()
+def test_pixart_compiled_when_patched():
+    model = tiny.pixart()
+    dense = tiny.run(model, *LATENT)
+    with apply_patch(model, **PATCH):
+        want = tiny.run(model, *LATENT)  # tests/test_families.py says that this is right
+        compiled = torch.compile(model, fullgraph=True, backend="eager")
+        got = tiny.flatten(compiled(**tiny.inputs(model, *LATENT)))
+    assert_near(got, want)
+    assert (want - dense).abs().max() > 0.001
+
+
 @pytest.mark.compat(
     "torch.compile: patch and remove after compilation", note="and again with other options"
 )

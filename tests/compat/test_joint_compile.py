@@ -12,8 +12,10 @@ from tokendown import apply_patch, remove_patch
 
 SIZE = (6, 8)
 PATCH = {"factor": 2, "anchors": 3}
-# One of each way to join text and to rotate; the others share their processors' shape.
-KINDS = ["chroma", "cogvideox", "flux2", "hunyuan_video", "qwen_image", "sd35", "wan", "z_image"]
+KINDS = [
+    "flux", "chroma", "sd35", "qwen_image", "wan", "wan_i2v", "wan_vace", "hunyuan_video",
+    "flux2", "z_image", "ltx", "cogvideox", "cogview4", "auraflow", "hunyuan_image",
+]  # fmt: skip
 # Positions as a tensor: a compiled model cannot read them.
 BY_VALUE = ("flux", "flux2", "chroma")
 
@@ -48,14 +50,12 @@ def assert_near(got, want) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_whole_model_compiled_when_patched(kind):
     model = getattr(tiny_transformers, kind)()
-    dense, want = expectations(kind, model)
+    _, want = expectations(kind, model)
     patch = apply_patch(model, **PATCH)
     if kind in BY_VALUE:
         patch.set_grid(SIZE)
     compiled = torch.compile(model, fullgraph=True, backend="eager")
     assert_near(run(kind, compiled, of=model), want)
-    patch.remove()
-    assert_near(run(kind, compiled, of=model), dense)
 
 
 @pytest.mark.compat(
@@ -81,12 +81,15 @@ def test_patching_and_removing_after_compilation(kind):
 @pytest.mark.compat("transformers: compile_repeated_blocks", note="patch before, after, and remove")
 @pytest.mark.parametrize(
     ("kind", "patched_first"),
-    [("flux", True), ("flux", False), ("sd35", False), ("qwen_image", True), ("wan", False)],
-)
+    [("flux", True), ("flux", False), ("sd35", False), ("qwen_image", True), ("wan", False),
+     ("lumina2", True)],
+)  # fmt: skip
 def test_repeated_blocks(kind, patched_first):
     model = getattr(tiny_transformers, kind)()
     if not getattr(model, "_repeated_blocks", None):
-        model._repeated_blocks = ["JointTransformerBlock"]  # SD3 names none itself
+        # SD3 and Lumina 2 name none themselves; that one as a whole is too much for the compiler,
+        # since it reads the lengths of its captions
+        model._repeated_blocks = ["JointTransformerBlock", "Lumina2TransformerBlock"]
     dense, want = expectations(kind, model)
     if patched_first:
         apply_patch(model, **PATCH)

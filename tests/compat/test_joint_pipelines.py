@@ -1,136 +1,92 @@
-"""Pipelines of diffusers around patched transformers, text given as embeddings.
-
-The oracle is the same pipeline around a copy of the transformer that follows the formula of
-tests/joint_reference.py.
-"""
+"""Pipelines of diffusers that make a picture with a patched transformer, text as embeddings."""
 
 from __future__ import annotations
 
-import copy
-
-import diffusers
 import pytest
 import torch
 
-import joint_reference
-import tiny
-import tiny_transformers
-from tokendown import apply_patch, is_patched, remove_patch, summary
-
-STEPS = 3
-PATCH = {"factor": 2, "anchors": 3}
-TEXT = torch.randn(1, 5, 8, generator=torch.Generator().manual_seed(1))
-POOLED = torch.randn(1, 8, generator=torch.Generator().manual_seed(2))
-
-
-def vae():
-    """Like those of FLUX and SD3, whose latents are shifted."""
-    coder = tiny.vae()
-    coder.register_to_config(shift_factor=0.1)
-    return coder
-
-
-def flux(kind: str = "FluxPipeline"):
-    pipe = getattr(diffusers, kind)(
-        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(),
-        vae=vae(),
-        text_encoder=None,
-        tokenizer=None,
-        text_encoder_2=None,
-        tokenizer_2=None,
-        transformer=tiny_transformers.flux(in_channels=16),
-    )
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
-def picture_of(pipe, height: int, width: int, **options):
-    """Latents for a size in tokens, of two by two pixels of a latent of half the size."""
-    return pipe(
-        prompt_embeds=TEXT,
-        pooled_prompt_embeds=POOLED,
-        height=4 * height,
-        width=4 * width,
-        num_inference_steps=STEPS,
-        generator=torch.Generator().manual_seed(0),
-        output_type="latent",
-        **options,
-    ).images.flatten()
-
-
-def assert_follows(pipe, run, kind: str, want: joint_reference.Want, **patch) -> None:
-    """Dense, patched as the formula says, and dense again."""
-    dense = run()
-    plain = pipe.transformer
-    pipe.transformer = copy.deepcopy(plain)
-    joint_reference.coarsen(pipe.transformer, kind, want)
-    expected = run()
-    pipe.transformer = plain
-    assert (expected - dense).abs().max() > 1e-3
-    with apply_patch(pipe, **PATCH, **patch):
-        got = run()
-    tolerance = 5e-4 * expected.abs().max().item()
-    torch.testing.assert_close(got, expected, rtol=0, atol=tolerance)
-    assert torch.equal(run(), dense)
+from joint_pipelines import PATCH, SIZE, SMALL, TWO, Case, assert_follows, case, flux
+from tokendown import apply_patch, is_patched, remove_patch
 
 
 @pytest.mark.compat("FluxPipeline", note="also in other sizes, under one patch")
 def test_flux():
-    pipe = flux()
-    want = joint_reference.Want(((1, 6, 8),), anchors=3)
-    assert_follows(pipe, lambda: picture_of(pipe, 6, 8), "flux", want)
-    apply_patch(pipe, **PATCH)
-    first = picture_of(pipe, 6, 8)
-    turned = picture_of(pipe, 8, 6)
-    assert torch.equal(picture_of(pipe, 6, 8), first)
-    remove_patch(pipe)
-    with apply_patch(pipe, **PATCH):
-        assert torch.equal(picture_of(pipe, 8, 6), turned)
-    assert not is_patched(pipe)
+    turned = {"height": 32, "width": 24}
+    flux = case("FluxPipeline")
+    assert_follows(flux)
+    apply_patch(flux.pipe, **PATCH)
+    first, second = flux.run(), flux.run(**turned)
+    assert torch.equal(flux.run(), first)
+    remove_patch(flux.pipe)
+    with apply_patch(flux.pipe, **PATCH):
+        assert torch.equal(flux.run(**turned), second)
+    assert not is_patched(flux.pipe)
 
 
 @pytest.mark.compat("FluxPipeline: step window", note="follows the scheduler")
 def test_a_step_window():
-    pipe = flux()
-    dense = picture_of(pipe, 6, 8)
-    with apply_patch(pipe, **PATCH):
-        always = picture_of(pipe, 6, 8)
-    with apply_patch(pipe, **PATCH, start=0.0, stop=0.5):
-        early = picture_of(pipe, 6, 8)
+    flux = case("FluxPipeline")
+    dense = flux.run()
+    with apply_patch(flux.pipe, **PATCH):
+        always = flux.run()
+    with apply_patch(flux.pipe, **PATCH, start=0.0, stop=0.5):
+        early = flux.run()
     assert not torch.equal(early, always)
     assert not torch.equal(early, dense)
 
 
-@pytest.mark.compat("FluxKontextPipeline", note="the reference keeps its keys, or a part of them")
-@pytest.mark.parametrize("references", [1, 2])
-def test_kontext(references):
-    pipe = flux("FluxKontextPipeline")
-    image = torch.rand(1, 3, 32, 16, generator=torch.Generator().manual_seed(3))
-
-    def run():
-        return picture_of(pipe, 6, 8, image=image, _auto_resize=False, max_area=24 * 32)
-
-    want = joint_reference.Want(((1, 6, 8), (1, 8, 4)), anchors=3, references=references)
-    assert_follows(pipe, run, "flux", want, references=references)
+@pytest.mark.compat("FluxPipeline: schnell", note="no guidance embedding, one step")
+def test_schnell():
+    options = {**SMALL, "num_inference_steps": 1, "guidance_scale": 0.0}
+    assert_follows(Case("flux", flux(guidance_embeds=False), SIZE, TWO, options))
 
 
-@pytest.mark.compat("StableDiffusion3Pipeline", note="with guidance")
+@pytest.mark.compat("FluxFillPipeline", note="picture and mask beside the noise, in channels")
+def test_fill():
+    assert_follows(case("FluxFillPipeline"))
+
+
+@pytest.mark.compat("FluxControlPipeline", note="a control picture beside the noise, in channels")
+def test_control():
+    assert_follows(case("FluxControlPipeline"))
+
+
+@pytest.mark.compat("ChromaPipeline", note="with guidance, masked text")
+def test_chroma():
+    assert_follows(case("ChromaPipeline"))
+
+
+@pytest.mark.compat("StableDiffusion3Pipeline", note="SD 3.5 medium, with guidance")
 def test_sd3():
-    transformer = tiny_transformers.sd35()
-    pipe = diffusers.StableDiffusion3Pipeline(
-        transformer=transformer,
-        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(),
-        vae=vae(),
-        text_encoder=None,
-        tokenizer=None,
-        text_encoder_2=None,
-        tokenizer_2=None,
-        text_encoder_3=None,
-        tokenizer_3=None,
-    )
-    pipe.set_progress_bar_config(disable=True)
-    negative = {"negative_prompt_embeds": -TEXT, "negative_pooled_prompt_embeds": -POOLED}
-    want = joint_reference.Want(((1, 6, 8),), anchors=3)
-    assert_follows(pipe, lambda: picture_of(pipe, 6, 8, **negative), "sd35", want)
-    found = summary(pipe, height=24, width=32)
-    assert found.layers[0].grid == (6, 8)
+    assert_follows(case("StableDiffusion3Pipeline"))
+
+
+@pytest.mark.compat("QwenImagePipeline", note="with guidance, masked text")
+def test_qwen_image():
+    assert_follows(case("QwenImagePipeline"))
+
+
+@pytest.mark.compat("ZImagePipeline", note="with guidance")
+def test_z_image():
+    assert_follows(case("ZImagePipeline"))
+
+
+@pytest.mark.compat("AuraFlowPipeline", note="with guidance")
+def test_auraflow():
+    assert_follows(case("AuraFlowPipeline"))
+
+
+@pytest.mark.compat("CogView3PlusPipeline, CogView4Pipeline", note="with guidance")
+@pytest.mark.parametrize("kind", ["CogView3PlusPipeline", "CogView4Pipeline"])
+def test_cogview(kind):
+    assert_follows(case(kind))
+
+
+@pytest.mark.compat("HunyuanImagePipeline", note="without guidance")
+def test_hunyuan_image():
+    assert_follows(case("HunyuanImagePipeline"))
+
+
+@pytest.mark.compat("Lumina2Pipeline", note="with guidance")
+def test_lumina2():
+    assert_follows(case("Lumina2Pipeline"))

@@ -37,6 +37,18 @@ class Call:
         # not "in": the compiler does not find a symbolic number in a tuple
         return length == self.sequence.tokens or length == self.sequence.kept
 
+    def begin(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        dim: int,
+        mask: Tensor | None,
+        scale: float | None,
+    ) -> None:
+        """This is it, before anything is dropped; tokens are along ``dim``, 1 or 2."""
+        self.done = True
+
     def keep(self, x: Tensor, dim: int) -> Tensor:
         """The kept entries of a dimension, which may be all that is left of it already."""
         if x.shape[dim] == self.sequence.kept:
@@ -75,7 +87,7 @@ def dispatched(
     call = current.call
     if call is None or not call.claims(key, value, 1):
         return dispatch_attention_fn(query, key, value, attn_mask, *args, **options)  # type: ignore[no-any-return]
-    call.done = True
+    call.begin(query, key, value, 1, attn_mask, scale)
     key, value, mask = call.keep(key, 1), call.keep(value, 1), call.mask(attn_mask)
     bias = call.sequence.bias(query) if call.counted else None
     if bias is None:
@@ -102,7 +114,7 @@ def scaled_dot_product(
     """In place of torch's function of that name; tensors are [batch, heads, tokens, d]."""
     call = current.call
     if call is not None and call.claims(key, value, 2):
-        call.done = True
+        call.begin(query, key, value, 2, attn_mask, kwargs.get("scale"))
         key, value, attn_mask = call.keep(key, 2), call.keep(value, 2), call.mask(attn_mask)
         bias = call.sequence.bias(query) if call.counted else None
         if bias is not None:

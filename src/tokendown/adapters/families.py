@@ -197,6 +197,17 @@ def installed_plan(model: nn.Module) -> Plan | None:
     return None
 
 
+def attentions(model: nn.Module) -> Iterator[tuple[str, nn.Module, Any]]:
+    """Name, the norm before it, and the module of every layer of a plan, in its order."""
+    adapter = transformers.find_adapter(model)
+    if adapter is not None:
+        for name, norm, attention, _ in transformers.attentions(model, adapter):
+            yield name, norm, attention
+        return
+    for site in find_sites(model):
+        yield from self_attention(site)
+
+
 def self_attention(site: Site) -> Iterator[tuple[str, nn.Module, Any]]:
     """Name, the norm before it, and the module."""
     for name, block in site.blocks:

@@ -78,10 +78,21 @@ class NumberGrid:
 
     Args:
         arguments: their names.
+        coordinates: where they are read instead, if that argument is given; or None.
     """
 
-    def __init__(self, arguments: tuple[str, str, str] = ("num_frames", "height", "width")) -> None:
-        self.arguments = arguments
+    def __init__(
+        self,
+        arguments: tuple[str, str, str] = ("num_frames", "height", "width"),
+        coordinates: IdGrid | None = None,
+    ) -> None:
+        self.arguments, self.coordinates = arguments, coordinates
+
+    def where(self, arguments: Mapping[str, Any]) -> NumberGrid | IdGrid:
+        """This, or the coordinates."""
+        if self.coordinates is None or arguments.get(self.coordinates.argument) is None:
+            return self
+        return self.coordinates
 
     def __call__(self, config: Any, arguments: Mapping[str, Any]) -> Shapes:
         frames, height, width = (arguments[name] for name in self.arguments)
@@ -139,11 +150,7 @@ class IdGrid:
         Raises:
             GridError: a picture is not a row-major grid, or the batch has several layouts.
         """
-        values = ids.detach().cpu()
-        if values.ndim == 3:
-            if not bool((values == values[:1]).all()):
-                raise GridError(f"expected one layout for the whole batch in {self.argument}")
-            values = values[0]
+        values = self._of_one_image(ids)
         starts = [0, *_changes(values[:, 0])]
         shapes = []
         for start, end in zip(starts, [*starts[1:], len(values)], strict=True):
@@ -169,6 +176,48 @@ class IdGrid:
             "the positions have another grid than the one that is known, and a compiled model "
             "cannot read it: call patch.set_grid((height, width)) with the new size in tokens",
         )
+
+    def _of_one_image(self, ids: Tensor) -> Tensor:
+        """[tokens, axes] on the CPU."""
+        values = ids.detach().cpu()
+        if values.ndim == 3:
+            if not bool((values == values[:1]).all()):
+                raise GridError(f"expected one layout for the whole batch in {self.argument}")
+            values = values[0]
+        return values
+
+
+class CoordinateGrid(IdGrid):
+    """LTX: coordinates in time, height and width, [batch, 3, tokens], of a video.
+
+    Frames that the video is conditioned on may come before it; they are exact tokens.
+    """
+
+    def read(self, ids: Tensor) -> Shapes:
+        """The video, whose frames are the last ones, each later than the one before.
+
+        Raises:
+            GridError: a frame is not a row-major grid, or the batch has several layouts.
+        """
+        values = self._of_one_image(ids.transpose(1, 2))
+        starts = [0, *_changes(values[:, 0])]
+        size, first = len(values) - starts[-1], len(starts) - 1
+        while first and starts[first] - starts[first - 1] == size:
+            if values[starts[first - 1], 0] > values[starts[first], 0]:
+                break
+            first -= 1
+        frames = len(starts) - first
+        rows = values[starts[-1] :, 1]
+        width = next(iter(_changes(rows)), size)
+        shapes = ((1, size // width, width),) * frames
+        if size % width or not bool(_fits(values[starts[first] :], shapes)):
+            raise GridError(f"the positions in {self.argument} are not those of row-major grids")
+        return ((frames, size // width, width),)
+
+    def check(self, ids: Tensor, shapes: Shapes) -> None:
+        ((frames, height, width),) = shapes
+        tokens = frames * height * width
+        super().check(ids[0].T[-tokens:], ((1, height, width),) * frames)
 
 
 def _changes(values: Tensor) -> list[int]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from .._errors import GridError, UnsupportedModelError
 from ..grid import Grid
-from ..sequence import Box, Sequence, choose_anchors
+from ..sequence import Box, Sequence
 from .classic import why_dense
 from .dispatch import Call, current
 from .intercept import ForwardIntercept, holders, intercepts
@@ -145,8 +145,10 @@ class View:
         return self.sequence.image_only()
 
 
-class JointKeys(ForwardIntercept):
+class JointAttention(ForwardIntercept):
     """Stands in for the forward of an attention module; innermost, under what others put there.
+
+    Subclasses define ``run``: what the forward of the attention module takes and returns.
 
     Args:
         owner: a diffusers attention module.
@@ -182,30 +184,29 @@ class JointKeys(ForwardIntercept):
         assert place is not None, "check() comes first"
         setattr(*place, self.stand_in())
 
-    def run(self, *args: Any, **kwargs: Any) -> Any:
-        """What the forward of the attention module takes and returns."""
-        scores, self.layer.scores = self.layer.scores, None
-        sequence = None
-        named = {**dict(zip(self.names, args, strict=False)), **kwargs}
-        if self.layer.active and why_dense(self.owner) is None:
-            sequence = self._sequence(named, scores)
-        if sequence is None:
-            return MethodType(self.function, self.owner)(*args, **kwargs)
-        return self._attend(named, sequence)
+    def named(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """All arguments by name."""
+        return {**dict(zip(self.names, args, strict=False)), **kwargs}
 
-    def _sequence(self, named: dict[str, Any], scores: Tensor | None) -> Sequence | None:
-        """What is kept, or None where that is everything."""
-        layer, plan, rule = self.layer, self.plan, self.layer.rule
-        assert rule is not None, "installed on layers with a rule only"
-        if not plan.shapes:
+    def boxes(self, ranks: int = 1) -> tuple[Box, ...]:
+        """The image tokens of this pass.
+
+        Raises:
+            GridError: they are not known.
+        """
+        if not self.plan.shapes:
             raise GridError(
-                f"{layer.name}: no token grid is known; it is read when the whole denoiser runs, "
-                "so call the denoiser, not this layer"
+                f"{self.layer.name}: no token grid is known; it is read when the whole denoiser "
+                "runs, so call the denoiser, not this layer"
             )
-        ranks = _ranks(self.owner.processor)
-        boxes = plan.boxes(layer, ranks)
-        if all(box.kept == box.tokens for box in boxes):
-            return None
+        return self.plan.boxes(self.layer, ranks)
+
+    def among(self, boxes: tuple[Box, ...], named: dict[str, Any]) -> Sequence:
+        """The joint sequence: these boxes, and all other tokens exact.
+
+        Raises:
+            GridError: there are fewer tokens than the boxes have.
+        """
         image = Sequence(boxes).tokens
         text = named.get("encoder_hidden_states")
         if text is named["hidden_states"]:  # Lumina 2 says so where it means itself
@@ -214,40 +215,73 @@ class JointKeys(ForwardIntercept):
         exact = total - image
         if exact < 0:
             raise GridError(
-                f"{layer.name}: expected at least {image} tokens for {_describe(boxes)}, "
+                f"{self.layer.name}: expected at least {image} tokens for {_describe(boxes)}, "
                 f"got {total}"
             )
-        before, after = (exact, 0) if layer.text_first else (0, exact)
-        anchors = None
-        if scores is not None and rule.anchors:
-            first = before if scores.shape[1] == total else 0
-            own = scores.narrow(1, first, boxes[0].tokens)
-            anchors = choose_anchors(own, boxes[0], -(-rule.anchors // ranks))
-        return Sequence(boxes, before, after, anchors)
+        return Sequence(boxes, *((exact, 0) if self.layer.text_first else (0, exact)))
 
-    def _attend(self, named: dict[str, Any], sequence: Sequence) -> Any:
+    def process_as(self, seen: Any, named: dict[str, Any], call: Call) -> Any:
+        """Runs the installed processor.
+
+        Args:
+            seen: the attention module as the processor is to see it.
+            named: arguments of the module's forward.
+            call: gets the attention call.
+
+        Raises:
+            UnsupportedModelError: the processor made no such call.
+        """
         processor = self.owner.processor
         if type(processor) is not self.kind:
             self.bind(type(processor))
         if self.accepted is not None:
             named = {name: value for name, value in named.items() if name in self.accepted}
-        rotated = self.layer.rotary is not None and named.get(self.layer.rotary) is not None
-        view = View(self.owner, sequence, rotated)
-        assert self.layer.rule is not None, "installed on layers with a rule only"
-        call = Call(sequence, self.layer.rule.multiplicity)
         outer = current.call
         current.call = call
         try:
-            result = self.process(processor, view, **named)
+            result = self.process(processor, seen, **named)
         finally:
             current.call = outer
         if not call.done:
             raise UnsupportedModelError(
                 f"{self.layer.name}: {self.kind.__name__} made no attention call over the "
-                f"{sequence.tokens} tokens of its sequence, so tokendown cannot work with it; "
+                f"{call.sequence.tokens} tokens of its sequence, so tokendown cannot work with it; "
                 "remove_patch(model), or set one of diffusers' own processors"
             )
         return result
+
+
+class JointKeys(JointAttention):
+    """Self-attention to the kept tokens."""
+
+    def run(self, *args: Any, **kwargs: Any) -> Any:
+        scores, self.layer.scores = self.layer.scores, None
+        sequence = None
+        named = self.named(args, kwargs)
+        if self.layer.active and why_dense(self.owner) is None:
+            sequence = self._sequence(named, scores)
+        if sequence is None:
+            return MethodType(self.function, self.owner)(*args, **kwargs)
+        return self._attend(named, sequence)
+
+    def _sequence(self, named: dict[str, Any], scores: Tensor | None) -> Sequence | None:
+        """What is kept, or None where that is everything."""
+        rule = self.layer.rule
+        assert rule is not None, "installed on layers with a rule only"
+        ranks = _ranks(self.owner.processor)
+        boxes = self.boxes(ranks)
+        if all(box.kept == box.tokens for box in boxes):
+            return None
+        sequence = self.among(boxes, named)
+        if scores is None or not rule.anchors:
+            return sequence
+        return sequence.with_anchors(scores, -(-rule.anchors // ranks))
+
+    def _attend(self, named: dict[str, Any], sequence: Sequence) -> Any:
+        assert self.layer.rule is not None, "installed on layers with a rule only"
+        rotated = self.layer.rotary is not None and named.get(self.layer.rotary) is not None
+        view = View(self.owner, sequence, rotated)
+        return self.process_as(view, named, Call(sequence, self.layer.rule.multiplicity))
 
 
 def check(name: str, attention: Any) -> None:
@@ -262,7 +296,7 @@ def check(name: str, attention: Any) -> None:
     """
     rebound(type(attention.processor))
     if _place(attention) is None and not any(
-        isinstance(item, JointKeys) for item in intercepts(attention)
+        isinstance(item, JointAttention) for item in intercepts(attention)
     ):
         raise UnsupportedModelError(
             f"{name}: its forward was replaced by something that tokendown does not know; call "

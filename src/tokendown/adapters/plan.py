@@ -198,7 +198,9 @@ def _follow_tuned(plan: Plan, tuned: TunedPlan, classes: list[str]) -> None:
             layer.reason = "dense in the plan"
         else:
             window = (choice.start, choice.stop)
-            layer.rule = Rule(choice.factor, anchors=choice.anchors, window=window)
+            layer.rule = Rule(
+                choice.factor, anchors=choice.anchors, method=choice.method, window=window
+            )
     if not plan.patched:
         raise NothingPatchedError("this plan leaves every layer of the model dense")
 

@@ -10,6 +10,11 @@ _STREAMS = "its attention joins tokens of sound and video"
 _HISTORY = "its sequence holds frames of several sizes, which no grid source describes yet"
 _CACHE = "its processor keeps keys and values of its own between calls"
 _BLOCK_MASK = "its attention takes block masks, which cannot be cut down to the kept keys"
+_NAMES = "its attention modules have no to_k and to_v, before which tokens could be selected"
+_BY_VALUE = "it chooses tokens or experts by value, so that its cost is not known without weights"
+_CAUSAL = "its text sees text alone: one processor makes two attention calls, over other sequences"
+_TOKENS_FIRST = "its norms are given [tokens, batch], where no anchors can be found yet"
+_PACKED = "it packs several samples into one sequence, told apart by values"
 _NOT_BUILT = "no adapter was built and tested for it yet; tokendown.register_adapter adds one"
 _PART = "it is a part of other models and never a denoiser on its own"
 
@@ -48,12 +53,20 @@ REFUSED: dict[str, str] = {
     "WanAnimate2Transformer3DModel": _CACHE,
     "GlmImageTransformer2DModel": _CACHE,
     "Kandinsky5Transformer3DModel": _BLOCK_MASK,
-    "Kandinsky6Transformer3DModel": _BLOCK_MASK,
+    "Kandinsky6Transformer3DModel": _NAMES,
+    "PRXTransformer2DModel": _NAMES,
+    "JoyImageEditTransformer3DModel": _NAMES,
+    "HunyuanVideo15Transformer3DModel": _BY_VALUE,
+    "HiDreamImageTransformer2DModel": _BY_VALUE,
+    "NucleusMoEImageTransformer2DModel": _BY_VALUE,
+    "Cosmos3OmniTransformer": _CAUSAL,
+    "ErnieImageTransformer2DModel": _TOKENS_FIRST,
+    "Ideogram4Transformer2DModel": _PACKED,
+    "MiniMaxH3Transformer3DModel": _STREAMS,
     "Kandinsky6SRTransformer3DModel": _BLOCK_MASK,
     "LTX2VideoTransformer3DModel": _STREAMS,
     "SanaWMLTX2RefinerTransformer3DModel": _STREAMS,
     "HunyuanVideoFramepackTransformer3DModel": _HISTORY,
-    "WanAnimateTransformer3DModel": _HISTORY,
     "HeliosTransformer3DModel": _HISTORY,
     "JoyImageEditPlusTransformer3DModel": _HISTORY,
     # nothing known against it
@@ -62,30 +75,17 @@ REFUSED: dict[str, str] = {
             "AllegroTransformer3DModel",
             "AnyFlowTransformer3DModel",
             "BriaFibo2Transformer2DModel",
-            "ConsisIDTransformer3DModel",
             "ControlNetUnionModel",
-            "Cosmos3OmniTransformer",
             "CosmosControlNetModel",
-            "CosmosTransformer3DModel",
             "DreamLiteTransformer2DModel",
-            "EasyAnimateTransformer3DModel",
-            "ErnieImageTransformer2DModel",
             "Flux3Transformer2DModel",
-            "HiDreamImageTransformer2DModel",
             "HunyuanDiT2DControlNetModel",
-            "HunyuanDiT2DModel",
-            "HunyuanVideo15Transformer3DModel",
-            "Ideogram4Transformer2DModel",
-            "JoyImageEditTransformer3DModel",
             "Kandinsky3UNet",
             "Krea2Transformer2DModel",
             "LatteTransformer3DModel",
             "LuminaNextDiT2DModel",
-            "MiniMaxH3Transformer3DModel",
             "MotifVideoTransformer3DModel",
-            "NucleusMoEImageTransformer2DModel",
             "OmniGenTransformer2DModel",
-            "PRXTransformer2DModel",
             "SparseControlNetModel",
             "StableCascadeUNet",
             "UNet2DModel",

@@ -97,7 +97,11 @@ def _note_size(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> None:
-    """Batch, and tokens of the sequence: those of a text of its own come on top."""
+    """Batch, and tokens of the sequence: those of a text of its own come on top.
+
+    Lumina 2 gives the sequence itself in the place of a text.
+    """
     hidden = args[0] if args else kwargs["hidden_states"]
     text = kwargs.get("encoder_hidden_states", args[1] if len(args) > 1 else None)
-    sizes[name] = (hidden.shape[0], hidden.shape[1] + (0 if text is None else text.shape[1]))
+    others = 0 if text is None or text is hidden else text.shape[1]
+    sizes[name] = (hidden.shape[0], hidden.shape[1] + others)

@@ -21,6 +21,7 @@ from ..tuned import Options
 from .classic import NormReader, say_if_unchanged, why_dense
 from .grids import (
     CaptionedGrid,
+    CoordinateGrid,
     GridSource,
     IdGrid,
     LatentGrid,
@@ -112,9 +113,23 @@ ADAPTERS: dict[str, Adapter] = {
     "BriaFiboTransformer2DModel": Adapter(IdGrid(), _DOUBLE_AND_SINGLE),
     "SkyReelsV2Transformer3DModel": Adapter(LatentGrid(frames=-3), (_WAN,)),
     "ChronoEditTransformer3DModel": Adapter(LatentGrid(frames=-3), (_WAN,)),
-    "LTXVideoTransformer3DModel": Adapter(NumberGrid(), (Blocks("transformer_blocks", "attn1"),)),
+    "WanAnimateTransformer3DModel": Adapter(LatentGrid(frames=-3), (_WAN,)),
+    "HunyuanDiT2DModel": Adapter(LatentGrid(), (Blocks("blocks", "attn1"),)),
+    "LTXVideoTransformer3DModel": Adapter(
+        NumberGrid(coordinates=CoordinateGrid("video_coords")),
+        (Blocks("transformer_blocks", "attn1"),),
+    ),
     "CogVideoXTransformer3DModel": Adapter(
         LatentGrid(frames=-4, temporal="patch_size_t"), (Blocks("transformer_blocks", "attn1"),)
+    ),
+    "ConsisIDTransformer3DModel": Adapter(
+        LatentGrid(frames=-4), (Blocks("transformer_blocks", "attn1"),)
+    ),
+    "EasyAnimateTransformer3DModel": Adapter(
+        LatentGrid(frames=-3), (Blocks("transformer_blocks", "attn1"),)
+    ),
+    "CosmosTransformer3DModel": Adapter(
+        LatentGrid(frames=-3), (Blocks("transformer_blocks", "attn1"),)
     ),
     "CogView3PlusTransformer2DModel": Adapter(
         LatentGrid(), (Blocks("transformer_blocks", "attn1"),)
@@ -183,6 +198,8 @@ class ShapeReader:
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         arguments = {**dict(zip(self.names, args, strict=False)), **kwargs}
         grid = self.adapter.grid
+        if isinstance(grid, NumberGrid):
+            grid = grid.where(arguments)
         if isinstance(grid, IdGrid):
             self._from_values(grid, arguments[grid.argument])
         else:
@@ -219,13 +236,13 @@ def make_plan(model: nn.Module, adapter: Adapter, config: Options | None) -> Joi
         ConfigError: cells are to be averaged.
         UnsupportedModelError: an attention processor is out of reach.
     """
-    if isinstance(config, PatchConfig) and config.method == "mean":
+    if config is not None and _averages(config):
         raise ConfigError(
             "cell averages do not go with rotary positions and normalised keys; use "
             "method='nearest' for this model"
         )
     plan = JointPlan(config or PatchConfig(), [])
-    for name, _, attention, blocks in _attentions(model, adapter):
+    for name, _, attention, blocks in attentions(model, adapter):
         if config is not None:
             check(name, attention)
         separate = hasattr(attention, "to_k")
@@ -246,6 +263,11 @@ def make_plan(model: nn.Module, adapter: Adapter, config: Options | None) -> Joi
     return plan
 
 
+def _averages(config: Options) -> bool:
+    rules = [config] if isinstance(config, PatchConfig) else config.layers
+    return any(rule.method == "mean" for rule in rules)
+
+
 def _query_dim(attention: Any) -> int:
     size = getattr(attention, "query_dim", None) or attention.to_q.in_features
     return int(size)
@@ -257,7 +279,7 @@ def install(model: nn.Module, plan: JointPlan) -> None:
     assert adapter is not None
     watch(model, model, plan)
     layers = {layer.name: layer for layer in plan.layers}
-    for name, norm, attention, _ in _attentions(model, adapter):
+    for name, norm, attention, _ in attentions(model, adapter):
         layer = layers[name]
         assert isinstance(layer, JointLayer)
         if layer.rule is None:
@@ -275,7 +297,7 @@ def watch(target: nn.Module, model: nn.Module, plan: JointPlan) -> None:
     target.register_forward_pre_hook(ShapeReader(plan, adapter, names), with_kwargs=True)
 
 
-def _attentions(model: Any, adapter: Adapter) -> Iterator[tuple[str, nn.Module, Any, Blocks]]:
+def attentions(model: Any, adapter: Adapter) -> Iterator[tuple[str, nn.Module, Any, Blocks]]:
     """Name, the norm before it, the module, and where it is from."""
     for blocks in adapter.blocks:
         for index, block in enumerate(getattr(model, blocks.path)):

@@ -7,13 +7,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from statistics import fmean
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from .._errors import ConfigError
+from ..config import Method
 from ..grid import Grid
 from ..patch import find_denoisers
 from ..request import Request
@@ -22,7 +23,9 @@ from .measures import Candidate, overlap, top_tokens
 from .probe import LayerProbe, Probe
 
 FACTORS = (2, 3, 4, 6, 8)
-ANCHORS = (0, 32, 128)
+# With 512 anchors a grid of 64 x 64 at factor 3 has fewer keys than at factor 2 without any.
+ANCHORS = (0, 8, 32, 128, 512)
+METHODS: tuple[Method, ...] = get_args(Method)
 QUERIES = 256
 _MAP = 32  # most rows and columns of a map that is kept
 
@@ -38,10 +41,12 @@ class LayerAnalysis:
         channels: width of its tokens.
         heads: number of heads.
         head_dim: channels a head.
-        measures: name to one value a call: those of :mod:`.measures`, ``effective_keys`` (the
+        keys: of its whole sequence, text and all frames included.
+        measures: name to one value a step: those of :mod:`.measures`, ``effective_keys`` (the
             exponential of the entropy), ``stay`` (part of the most attended tokens that were so at
-            the call before) and ``agree`` (part that they share with another prompt).
-        errors: (factor, anchors) to one relative squared error a call.
+            the call before) and ``agree`` (part that they share with another prompt); ``text``
+            (share of all attention of image tokens) where text is in the sequence.
+        errors: of each candidate one relative squared error a step.
         received: share of all attention times the number of tokens, a map of at most 32 x 32
             (the largest of those that fall together).
     """
@@ -52,16 +57,17 @@ class LayerAnalysis:
     channels: int
     heads: int
     head_dim: int
+    keys: int
     measures: dict[str, list[float]] = field(default_factory=dict)
     errors: dict[Candidate, list[float]] = field(default_factory=dict)
     received: list[list[float]] = field(default_factory=list)
 
     def error(self, candidate: Candidate, start: float = 0.0, stop: float = 1.0) -> float:
-        """Mean over the calls of a part of the schedule; 0 for factor 1."""
-        if candidate[0] == 1:
+        """Mean over the steps of a part of the schedule; 0 for factor 1."""
+        if candidate.factor == 1:
             return 0.0
-        calls = self.errors[candidate]
-        return fmean(x for i, x in enumerate(calls) if start <= i / len(calls) < stop)
+        steps = self.errors[candidate]
+        return fmean(x for i, x in enumerate(steps) if start <= i / len(steps) < stop)
 
 
 @dataclass(frozen=True)
@@ -72,7 +78,7 @@ class Analysis:
         model: class name of the denoiser.
         request: how the pictures were made, as JSON types.
         prompts: of the pictures.
-        timesteps: of each call of the denoiser.
+        timesteps: of each step.
         layers: in the order in which they run.
     """
 
@@ -86,7 +92,7 @@ class Analysis:
         """As JSON types."""
         layers = []
         for layer in self.layers:
-            errors = {f"{f}/{a}": values for (f, a), values in layer.errors.items()}
+            errors = {str(candidate): values for candidate, values in layer.errors.items()}
             layers.append({**asdict(replace(layer, errors={})), "errors": errors})
         return {
             "analysis": 1,
@@ -109,8 +115,7 @@ class Analysis:
         try:
             layers = []
             for layer in record["layers"]:
-                pairs = ((key.split("/"), values) for key, values in layer["errors"].items())
-                errors = {(int(f), int(a)): values for (f, a), values in pairs}
+                errors = {Candidate.parse(key): each for key, each in layer["errors"].items()}
                 grid = (int(layer["grid"][0]), int(layer["grid"][1]))
                 layers.append(LayerAnalysis(**{**layer, "grid": grid, "errors": errors}))
             return cls(
@@ -131,6 +136,7 @@ def analyze(
     *,
     factors: Sequence[int] = FACTORS,
     anchors: Sequence[int] = ANCHORS,
+    methods: Sequence[Method] = METHODS,
     queries: int = QUERIES,
     progress: Progress | None = None,
     made: Callable[[Picture], None] | None = None,
@@ -144,6 +150,7 @@ def analyze(
         prompts: at least one.
         factors: >= 2, whose error is wanted.
         anchors: >= 0, likewise.
+        methods: likewise; cell means are skipped where positions are rotated.
         queries: of a layer that are looked at in each call; more are more exact and slower.
         progress: called after every step with those of all pictures together.
         made: called with every picture.
@@ -156,7 +163,12 @@ def analyze(
     if not prompts or queries < 1 or min(factors) < 2 or min(anchors) < 0:
         raise ConfigError("expected a prompt, factors >= 2, anchors >= 0 and a query at least")
     denoiser: Any = find_denoisers(pipe)[0]
-    candidates = [(f, a) for f in sorted(set(factors)) for a in sorted(set(anchors))]
+    candidates = [
+        Candidate(factor, count, method)
+        for factor in sorted(set(factors))
+        for count in sorted(set(anchors))
+        for method in methods
+    ]
     runs = []
     for index, prompt in enumerate(prompts):
         one = replace(request, prompt=prompt, seed=request.seed + index, config=None)
@@ -171,19 +183,23 @@ def analyze(
         if made is not None:
             made(picture)
     settings = {**request.to_dict(), "config": None, "prompt": ""}
+    calls, steps = len(runs[0].times), request.steps or 1
+    each = calls // steps if calls % steps == 0 else 1  # two where guidance is a call of its own
     return Analysis(
         type(denoiser).__name__,
         settings,
         tuple(prompts),
-        tuple(runs[0].times),
-        tuple(_gather(list(probes)) for probes in zip(*(run.layers for run in runs), strict=True)),
+        tuple(runs[0].times[::each]),
+        tuple(
+            _gather(list(probes), each)
+            for probes in zip(*(run.layers for run in runs), strict=True)
+        ),
     )
 
 
-def _gather(probes: list[LayerProbe]) -> LayerAnalysis:
-    """The same layer in the runs of all prompts."""
-    layer = probes[0].layer
-    grid = layer.grid
+def _gather(probes: list[LayerProbe], each: int) -> LayerAnalysis:
+    """The same layer in the runs of all prompts, with so many calls a step."""
+    layer, grid = probes[0].layer, probes[0].box.grid
     calls = range(len(probes[0].calls))
     measures = {
         name: [fmean(probe.calls[call][name] for probe in probes) for call in calls]
@@ -199,6 +215,7 @@ def _gather(probes: list[LayerProbe]) -> LayerAnalysis:
             fmean(overlap(a[call], b[call]) for a, b in pairwise(tops)) for call in calls
         ]
     received = torch.stack([torch.stack(probe.received).mean(0) for probe in probes]).mean(0)
+    per_frame = (received * len(received)).view(-1, grid.tokens).mean(0)
     return LayerAnalysis(
         layer.name,
         (grid.height, grid.width),
@@ -206,15 +223,21 @@ def _gather(probes: list[LayerProbe]) -> LayerAnalysis:
         layer.channels,
         layer.heads,
         layer.head_dim,
-        {name: _rounded(values) for name, values in measures.items()},
+        probes[0].keys,
+        {name: _by_step(values, each) for name, values in measures.items()},
         {
-            candidate: _rounded(
-                [fmean(p.errors[call][candidate] for p in probes) for call in calls]
+            candidate: _by_step(
+                [fmean(p.errors[call][candidate] for p in probes) for call in calls], each
             )
             for candidate in probes[0].errors[0]
         },
-        _small_map(received * grid.tokens, grid),
+        _small_map(per_frame, grid),
     )
+
+
+def _by_step(values: Sequence[float], each: int) -> list[float]:
+    """Mean over the calls of a step."""
+    return _rounded([fmean(values[i : i + each]) for i in range(0, len(values), each)])
 
 
 def _small_map(values: Tensor, grid: Grid) -> list[list[float]]:

@@ -6,19 +6,51 @@ queries, in chunks.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ..adapters.dispatch import merge
+from ..config import Method
 from ..grid import Grid
-from ..select import Selection, select
+from ..sequence import Box, choose_anchors
 
-Candidate = tuple[int, int]
-"""(factor, anchors)"""
+
+class Candidate(NamedTuple):
+    """What a layer may keep.
+
+    Args:
+        factor: linear, >= 1; 1 is dense.
+        anchors: >= 0.
+        method: "nearest" or "mean".
+    """
+
+    factor: int
+    anchors: int = 0
+    method: Method = "nearest"
+
+    def __str__(self) -> str:
+        """2/32, or 2/32/mean."""
+        text = f"{self.factor}/{self.anchors}"
+        return text if self.method == "nearest" else f"{text}/{self.method}"
+
+    @classmethod
+    def parse(cls, text: str) -> Candidate:
+        """The inverse of ``str``.
+
+        Raises:
+            ValueError, TypeError: it is none.
+        """
+        factor, anchors, *method = text.split("/")
+        return cls(int(factor), int(anchors), *method)  # type: ignore[arg-type]
+
+
+DENSE = Candidate(1)
 
 # Attention weights held at a time; 64 MB in float32.
 _CHUNK = 2**24
@@ -65,17 +97,52 @@ def lowest_similarity(tokens: Tensor, grid: Grid) -> Tensor:
 # Attention
 
 
+class Call(ABC):
+    """One dense attention call, with a sample of its queries.
+
+    Attributes:
+        query: [B, heads, Q, d], of image tokens first.
+        image_queries: how many of them are.
+        key: [B, heads, N, d], N of the whole sequence.
+        value: likewise.
+        scale: of the logits.
+        mask: boolean or additive, [B or 1, heads or 1, Q or 1, N], or None.
+        image: the tokens of the grid among the N.
+        text: text tokens among the N.
+    """
+
+    query: Tensor
+    image_queries: int
+    key: Tensor
+    value: Tensor
+    scale: float
+    mask: Tensor | None = None
+    image: slice
+    text: tuple[slice, ...] = ()
+
+    @abstractmethod
+    def kept(self, candidate: Candidate) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Keys, values and mask that a candidate leaves; the mask has log m in it."""
+
+    @abstractmethod
+    def output(self, heads: Tensor) -> Tensor:
+        """[B, heads, Q, d] -> all numbers that the module would return for these queries."""
+
+
 @dataclass(frozen=True)
 class Attended:
     """Dense attention of a sample of queries, and what fewer keys would change.
 
     Attributes:
-        received: [N], the share of all attention that goes to each token; sums to 1.
-        entropy: of the weights of one query and head, in nats, mean; log N at most.
+        received: [N], the share of all attention of image tokens that goes to each token of the
+            grid; sums to 1 where there are no others.
+        text: likewise, to all text tokens together.
+        entropy: of the weights of one query and head, in nats, mean; log of all keys at most.
         errors: squared error of the module's output over the squared output, for each candidate.
     """
 
     received: Tensor
+    text: float
     entropy: float
     errors: dict[Candidate, float]
 
@@ -86,105 +153,49 @@ def sample_queries(tokens: int, count: int) -> Tensor:
     return torch.randperm(tokens, generator=generator)[:count].sort().values
 
 
-def attended(
-    attention: Any,
-    tokens: Tensor,
-    scores: Tensor,
-    grid: Grid,
-    candidates: Iterable[Candidate],
-    sample: Tensor,
-) -> Attended:
-    """Looks at a diffusers ``Attention`` through a sample of its queries.
+def attended(call: Call, candidates: Iterable[Candidate]) -> Attended:
+    """Looks at the attention of a sample of queries, and again with the keys of each candidate."""
+    batch, heads, _, _ = call.query.shape
+    keys = call.key.shape[2]
+    mass, entropy = call.query.new_zeros(keys), 0.0
+    step = max(1, _CHUNK // (batch * heads * keys))
+    for begin in range(0, call.image_queries, step):
+        rows = slice(begin, min(begin + step, call.image_queries))
+        logits = call.query[:, :, rows] @ call.key.transpose(-1, -2) * call.scale
+        if call.mask is not None:
+            mask = call.mask if call.mask.shape[2] == 1 else call.mask[:, :, rows]
+            logits = merge(mask, logits)
+        weights = logits.softmax(-1)
+        mass += weights.sum((0, 1, 2))
+        entropy += float(torch.special.entr(weights).sum())
+    rows_seen = batch * heads * call.image_queries
+    mass = mass / rows_seen
 
-    All candidates share the exponentials of the dense run, so each costs one small product.
-
-    Args:
-        attention: the module.
-        tokens: its input, [B, N, C].
-        scores: by which anchors are chosen, [B, N].
-        grid: N = grid.tokens.
-        candidates: (factor, anchors) pairs.
-        sample: indices of the queries.
-    """
-    query, key, value = _project(attention, tokens, sample)
-    batch, heads, _, _ = query.shape
-    kept = {(f, a): select(scores, grid, f, anchors=a) for f, a in candidates}
-    received = query.new_zeros(grid.tokens)
-    entropy, size = 0.0, 0.0
-    wrong = dict.fromkeys(kept, 0.0)
-    for part in query.split(max(1, _CHUNK // (batch * heads * grid.tokens)), dim=2):
-        logits = part @ key.transpose(-1, -2) * attention.scale
-        logits = logits - logits.amax(-1, keepdim=True)
-        weights = logits.exp()
-        total = weights.sum(-1, keepdim=True)
-        received += (weights / total).sum((0, 1, 2))
-        entropy += float((total.log()[..., 0] - (weights * logits).sum(-1) / total[..., 0]).sum())
-        dense = _output(attention, weights @ value / total)
-        size += float(dense.square().sum())
-        for candidate, selection in kept.items():
-            output = _output(attention, _coarse(weights, value, selection))
-            wrong[candidate] += float((output - dense).square().sum())
-    rows = batch * heads * query.shape[2]
-    errors = {candidate: error / max(size, 1e-30) for candidate, error in wrong.items()}
-    return Attended(received / rows, entropy / rows, errors)
-
-
-def _project(attention: Any, tokens: Tensor, sample: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries of the sample, all keys and values, [B, heads, ., head_dim] in float32."""
-    query, key, value = (
-        projection(x).unflatten(-1, (attention.heads, -1)).transpose(1, 2)
-        for projection, x in (
-            (attention.to_q, tokens[:, sample.to(tokens.device)]),
-            (attention.to_k, tokens),
-            (attention.to_v, tokens),
+    def output(key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        return call.output(
+            functional.scaled_dot_product_attention(call.query, key, value, mask, scale=call.scale)
         )
-    )
-    if attention.norm_q is not None:
-        query = attention.norm_q(query)
-    if attention.norm_k is not None:
-        key = attention.norm_k(key)
-    return query.float(), key.float(), value.float()
 
-
-def _coarse(weights: Tensor, value: Tensor, selection: Selection) -> Tensor:
-    """The formula on exponentials that are there: sum of m w v over sum of m w."""
-    many = selection.factor**2
-    one = selection.grid.coarse(selection.factor).tokens
-    kept = _take(weights, selection)
-    kept[..., :one] *= many
-    values = _take(value.transpose(-1, -2), selection).transpose(-1, -2)
-    out: Tensor = (kept @ values) / kept.sum(-1, keepdim=True)
-    return out
-
-
-def _take(x: Tensor, selection: Selection) -> Tensor:
-    """[B, heads, ., N] -> [B, heads, ., kept]: columns of the grid, then of the anchors."""
-    columns = x.unflatten(-1, (selection.grid.height, selection.grid.width))
-    grid: Tensor = columns[..., :: selection.factor, :: selection.factor].flatten(-2)
-    if selection.anchors is None:
-        return grid.clone()
-    index: Tensor = selection.anchors[:, None, None].expand(*x.shape[:-1], -1)
-    return torch.cat([grid, x.gather(-1, index)], dim=-1)
-
-
-def _output(attention: Any, heads: Tensor) -> Tensor:
-    """[B, heads, Q, head_dim] -> what the module would return, [B, Q, C]."""
-    project = attention.to_out[0]
-    joined = heads.transpose(1, 2).flatten(-2).to(attention.to_q.weight.dtype)
-    out: Tensor = project(joined)
-    return out.float()
+    dense = output(call.key, call.value, call.mask)
+    size = max(float(dense.square().sum()), 1e-30)
+    errors = {
+        candidate: float((output(*call.kept(candidate)) - dense).square().sum()) / size
+        for candidate in candidates
+    }
+    text = sum(float(mass[part].sum()) for part in call.text)
+    return Attended(mass[call.image], text, entropy / rows_seen, errors)
 
 
 # Sinks
 
 
-def sink_measures(received: Tensor, scores: Tensor, grid: Grid) -> dict[str, float]:
+def sink_measures(received: Tensor, scores: Tensor, box: Box) -> dict[str, float]:
     """Where most attention goes.
 
     Args:
         received: [N], shares.
         scores: [N], by which anchors are chosen.
-        grid: N = grid.tokens.
+        box: N = box.tokens.
 
     Returns:
         largest: share of one token times N; 1 is even.
@@ -194,18 +205,18 @@ def sink_measures(received: Tensor, scores: Tensor, grid: Grid) -> dict[str, flo
         found: part of them that are among as many anchors or on that grid.
     """
     top = top_tokens(received)
-    rows, columns = top // grid.width, top % grid.width
+    rows, columns = top // box.width % box.height, top % box.width
     inside = (
         (rows >= _BORDER)
-        & (rows < grid.height - _BORDER)
+        & (rows < box.height - _BORDER)
         & (columns >= _BORDER)
-        & (columns < grid.width - _BORDER)
+        & (columns < box.width - _BORDER)
     )
     on_grid = (rows % 2 == 0) & (columns % 2 == 0)
-    anchors = select(scores, grid, 2, anchors=TOP).anchors
+    anchors = choose_anchors(scores[None], replace(box, factor=2), TOP)
     found = on_grid if anchors is None else on_grid | torch.isin(top, anchors)
     return {
-        "largest": float(received.max() * grid.tokens),
+        "largest": float(received.max() * box.tokens),
         "top_mass": float(received[top].sum()),
         "border": float((~inside).float().mean()),
         "on_grid": float(on_grid.float().mean()),

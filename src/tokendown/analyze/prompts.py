@@ -10,7 +10,7 @@ PROMPTS = (
     "a red heart on a white background",
     "a slice of pizza on a blue background",
     "a cat on a green background",
-    "a house with a garden on a yellow background",
+    "a hamburger on a yellow background",
     "a rocket on a black background",
     "an apple on a pink background",
     "a dog on an orange background",

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from statistics import fmean
 
+from ..config import AUTO_ANCHORS, Method
 from . import svg
-from .analysis import Analysis, LayerAnalysis
-from .measures import TOP
+from .analysis import METHODS, Analysis, LayerAnalysis
+from .measures import TOP, Candidate
 from .page import figure, page, row, section, short_name, table
 
 
@@ -33,6 +34,7 @@ def report(analysis: Analysis) -> str:
             _errors(analysis),
             _sinks(analysis),
             _entropy(analysis),
+            *_text(analysis),
             _foot(analysis),
         ],
     )
@@ -56,23 +58,7 @@ def _similarity(analysis: Analysis) -> str:
 
 
 def _errors(analysis: Analysis) -> str:
-    candidates = sorted({pair for layer in analysis.layers for pair in layer.errors})
-    names = [f"{f}, {a}" if a else f"{f}" for f, a in candidates]
-    rows = {
-        short_name(layer.name): [
-            layer.error(pair) if pair in layer.errors else float("nan") for pair in candidates
-        ]
-        for layer in analysis.layers
-    }
-    plots = [
-        figure(
-            svg.heat_map(
-                rows, names, label="output error by layer", unit="relative squared error",
-                log=True, form=".1e",
-            ),
-            "Columns: factor, anchors. Mean over the schedule; gray where the grid is too small.",
-        )
-    ]  # fmt: skip
+    plots = [plot for method in METHODS for plot in _errors_of(analysis, method)]
     known = [layer for layer in analysis.layers if layer.errors]
     if known:
         finest = min(layer.downsample for layer in known)
@@ -81,19 +67,49 @@ def _errors(analysis: Analysis) -> str:
         "What fewer keys change",
         "Squared error of each attention module's own output over its squared size, if it alone "
         "had the keys of a coarse grid, without and with anchors; on the true inputs of the dense "
-        "run.",
+        "run. Kept keys count as often as they stand for a token; text is kept.",
         *plots,
     )
 
 
+def _errors_of(analysis: Analysis, method: Method) -> list[str]:
+    """One map, if there is a candidate of that method."""
+    every = sorted({each for layer in analysis.layers for each in layer.errors})
+    candidates = [each for each in every if each.method == method]
+    if not candidates:
+        return []
+    rows = {
+        short_name(layer.name): [
+            layer.error(each) if each in layer.errors else float("nan") for each in candidates
+        ]
+        for layer in analysis.layers
+    }
+    names = [_name(each) for each in candidates]
+    plot = svg.heat_map(
+        rows, names, label=f"output error by layer, {method}", unit="relative squared error",
+        log=True, form=".1e",
+    )  # fmt: skip
+    what = {"nearest": "The top-left token of each cell", "mean": "The mean of each cell"}[method]
+    return [
+        figure(
+            plot,
+            f"{what}. Columns: factor, + anchors. Mean over the schedule; gray where the grid is "
+            "too small, or means cannot be taken.",
+        )
+    ]
+
+
+def _name(candidate: Candidate) -> str:
+    return f"{candidate.factor}" + (f" +{candidate.anchors}" if candidate.anchors else "")
+
+
 def _over_time(layers: list[LayerAnalysis]) -> str:
     series = {}
-    for factor, anchors in sorted(layers[0].errors):
-        of_layers = [layer.errors[factor, anchors] for layer in layers]
+    every = sorted(layers[0].errors)
+    for candidate in [x for x in every if x.method == "nearest" and x.anchors <= AUTO_ANCHORS]:
+        of_layers = [layer.errors[candidate] for layer in layers]
         means = [fmean(values) for values in zip(*of_layers, strict=True)]
-        series[f"{factor}, {anchors} anchors"] = [
-            (call / len(means), mean) for call, mean in enumerate(means)
-        ]
+        series[_name(candidate)] = [(step / len(means), mean) for step, mean in enumerate(means)]
     plot = svg.lines(
         series, label="output error over the schedule", log=True,
         names=("part of the schedule", "relative squared error"),
@@ -109,16 +125,21 @@ _SINKS = {
     "found": ("kept", ".0%"),
     "stay": ("stay", ".0%"),
     "agree": ("agree", ".0%"),
+    "text": ("text", ".0%"),
 }
 
 
 def _sinks(analysis: Analysis) -> str:
-    shown = {name: value for name, value in _SINKS.items() if name in analysis.layers[0].measures}
+    seen = {name for layer in analysis.layers for name in layer.measures}
+    shown = {name: value for name, value in _SINKS.items() if name in seen}
     rows = [
         [
             short_name(layer.name),
             f"{layer.grid[0]}x{layer.grid[1]}",
-            *(format(fmean(layer.measures[name]), form) for name, (_, form) in shown.items()),
+            *(
+                format(fmean(layer.measures[name]), form) if name in layer.measures else ""
+                for name, (_, form) in shown.items()
+            ),
         ]
         for layer in analysis.layers
     ]
@@ -130,8 +151,9 @@ def _sinks(analysis: Analysis) -> str:
         f"How much attention the tokens receive; 1 would be even. Of the {TOP} tokens that receive "
         "most: their share of all attention, how many lie within two tokens of the border, on the "
         "coarse grid of factor 2 (a quarter does by chance), are kept by that grid and as many "
-        "anchors, were among them at the call before, and are so in another prompt too. Below, "
-        "received attention in the picture plane.",
+        "anchors, were among them at the step before, and are so in another prompt too; where text "
+        "is in the same sequence, its share of the attention of image tokens. Below, received "
+        "attention in the picture plane.",
         table(["layer", "grid", *(name for name, _ in shown.values())], rows),
         row(maps),
     )
@@ -139,9 +161,7 @@ def _sinks(analysis: Analysis) -> str:
 
 def _entropy(analysis: Analysis) -> str:
     shares = {
-        short_name(layer.name): [
-            keys / (layer.grid[0] * layer.grid[1]) for keys in layer.measures["effective_keys"]
-        ]
+        short_name(layer.name): [keys / layer.keys for keys in layer.measures["effective_keys"]]
         for layer in analysis.layers
     }
     plot = svg.heat_map(
@@ -154,6 +174,23 @@ def _entropy(analysis: Analysis) -> str:
         "same weight for all, a small number a sharp choice.",
         figure(plot),
     )
+
+
+def _text(analysis: Analysis) -> list[str]:
+    """How much of it goes to text, where text is in the same sequence."""
+    layers = [layer for layer in analysis.layers if "text" in layer.measures]
+    if not layers:
+        return []
+    rows = {short_name(layer.name): layer.measures["text"] for layer in layers}
+    plot = svg.heat_map(rows, _times(analysis), label="text", unit="share", bounds=(0.0, 1.0))
+    return [
+        section(
+            "What goes to text",
+            "The share of the attention of image tokens that text receives. Without the "
+            "multiplicity a grid of factor 2 would multiply the odds by four.",
+            figure(plot),
+        )
+    ]
 
 
 def _foot(analysis: Analysis) -> str:

@@ -31,7 +31,7 @@ class Shape:
             ``config`` that sets their number; empty where the blocks are not all alike.
         patch: latent pixels a token, per side, where no ``patch_size`` of ``config`` says it.
         size: usual (width, height) in pixels of a video model; as many frames as its inputs in
-            ``adapters.inputs`` have. None means that a size has to be given.
+            ``adapters.transformer_inputs`` have. None means that a size has to be given.
     """
 
     name: str

@@ -22,7 +22,8 @@ from .generate import is_random
 from .output import loading, out, politely, print_json, steps_bar, warn
 
 _DEFAULT = ("paper", "auto")
-_PLAIN = ("negative_prompt", "model", "base", "lora", "steps", "guidance", "device", "dtype")
+_PLAIN = ("negative_prompt", "model", "base", "lora", "steps", "guidance", "frames", "device",
+          "dtype")  # fmt: skip
 
 
 Prompts = Annotated[list[str] | None, typer.Argument(help="What to show; several.")]
@@ -42,6 +43,10 @@ Base = Annotated[str | None, typer.Option(help="Configuration of a .safetensors 
 Lora = Annotated[str | None, typer.Option(help=".safetensors file or Hub id.")]
 Steps = Annotated[int | None, typer.Option(help="Default: the pipeline's own.")]
 Guidance = Annotated[float | None, typer.Option(help="Default: the pipeline's own.")]
+Frames = Annotated[
+    int | None,
+    typer.Option(min=1, help="Of a film, measured whole; its first frame is shown."),
+]
 Seed = Annotated[int, typer.Option(help="The first seed of each prompt.")]
 Count = Annotated[int, typer.Option(min=1, help="Seeds a prompt.")]
 Device = Annotated[str | None, typer.Option(help="Default: the first that works.")]
@@ -70,6 +75,7 @@ def compare(
     size: opt.Size = None,
     steps: Steps = None,
     guidance: Guidance = None,
+    frames: Frames = None,
     seed: Seed = 0,
     count: Count = 1,
     device: Device = None,

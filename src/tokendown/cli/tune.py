@@ -133,5 +133,8 @@ def _print(tuning: Tuning, files: list[Path]) -> None:
         table.add_row(*row)
     console = out()
     console.print(table)
+    beaten = tuning.plan.made["dominates"]
+    if beaten:
+        console.print(f"tuned: less error at no more cost than {', '.join(beaten)}", markup=False)
     for path in files:
         console.print(str(path), markup=False, soft_wrap=True)

@@ -1,9 +1,9 @@
 """Several readings of the same measurements, settled by real pictures of the same prompts.
 
 The additive model is right about large differences and noisy about small ones. So the choice that
-it makes competes with those of two plainer readings (every part of the schedule alike; the same
-keys at all steps) and with the presets themselves: a tuned plan is then no worse than a preset of
-its cost on the prompts that it was chosen on.
+it makes competes with those of plainer readings (every part of the schedule alike; the same keys at
+all steps; the same keys in all layers as well) and with the presets themselves: a tuned plan is
+then no worse than a preset of its cost on the prompts that it was chosen on.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from statistics import fmean
 from typing import Any
 
 from .._errors import ConfigError
+from ..analyze.measures import Candidate
 from ..sampling import Picture
 from ..tuned import TunedPlan
 from .effects import make, picture_error
@@ -37,6 +38,24 @@ def readings(menu: Menu, flat: Menu) -> list[Menu]:
         for options, errors in zip(menu.options, menu.errors, strict=True)
     ]
     return [menu, flat, replace(menu, errors=whole)]
+
+
+def uniform(menu: Menu, limit: float | None, error: float | None) -> list[Choices]:
+    """The best choice that treats all layers alike at all steps, if one is within the bound.
+
+    Layers that lack the candidate stay dense.
+    """
+    names = [options[0].name for options in menu.options]
+    candidates = {Candidate(x.factor, x.anchors, x.method) for o in menu.options for x in o[1:]}
+    every = {tuple(menu.find(dict.fromkeys(names, each))) for each in sorted(candidates)}
+    within = [
+        choices
+        for choices in sorted(every)
+        if any(choices)
+        and (limit is None or menu.cost(choices) <= limit * (1 + 1e-9))
+        and (error is None or menu.error(choices) <= error)
+    ]
+    return [min(within, key=menu.error if error is None else menu.cost)] if within else []
 
 
 @dataclass
@@ -83,6 +102,7 @@ class Contest:
             except ConfigError:
                 continue
         menu = self.menus[0]
+        found += uniform(menu, limit, error)
         if limit is not None:
             found += [c for c in self.rivals if any(c) and menu.cost(c) <= limit * (1 + 1e-9)]
         unique = list(dict.fromkeys(found))

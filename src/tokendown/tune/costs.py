@@ -12,13 +12,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from ..analyze import Analysis, LayerAnalysis
-from ..analyze.measures import Candidate
-from ..flops import self_attention_flops
-from ..grid import Grid
+from ..adapters import families
+from ..adapters.skeleton import Cost
+from ..analyze import Analysis
+from ..analyze.measures import DENSE, Candidate
 from ..patch import apply_patch
-from ..select import kept_tokens
-from ..summary import Summary
+from ..summary import layer_at
 from .effects import Calls, Uniform, Window, plan_of
 
 _ROUNDS = 3
@@ -34,7 +33,7 @@ class Costs:
     Attributes:
         unit: "FLOPs" or "seconds".
         whole: of the dense call.
-        layers: name to (factor, anchors) to cost; (1, 0) is dense.
+        layers: name to candidate to cost.
     """
 
     unit: str
@@ -43,55 +42,50 @@ class Costs:
 
     def of(self, name: str, candidate: Candidate, window: Window, steps: int) -> float:
         """A layer over the whole schedule, dense outside the window."""
-        dense, coarse = self.layers[name][1, 0], self.layers[name][candidate]
+        dense, coarse = self.layers[name][DENSE], self.layers[name][candidate]
         active = sum(window[0] <= step / steps < window[1] for step in range(steps))
         return active * coarse + (steps - active) * dense
 
 
-def predicted(analysis: Analysis, dense: Summary) -> Costs:
-    """FLOPs, as in the summary of the dense model."""
-    before = {layer.name: layer.flops_before for layer in dense.layers}
-    return Costs(
-        "FLOPs",
-        dense.step_flops_before,
-        {
-            layer.name: {
-                candidate: before[layer.name] * _share(layer, candidate)
-                for candidate in ((1, 0), *layer.errors)
-            }
-            for layer in analysis.layers
-        },
-    )
+def predicted(analysis: Analysis, denoiser: Any, cost: Cost) -> Costs:
+    """FLOPs, as in a summary.
 
-
-def _share(layer: LayerAnalysis, candidate: Candidate) -> float:
-    """FLOPs of the layer over those of the dense layer."""
-    grid = Grid(*layer.grid)
-    shape = (layer.channels, layer.heads, layer.head_dim)
-    kept = kept_tokens(grid, candidate[0], candidate[1])
-    few = self_attention_flops(grid.tokens, kept, *shape)
-    return few / self_attention_flops(grid.tokens, grid.tokens, *shape)
+    Args:
+        analysis: of the denoiser.
+        denoiser: not patched.
+        cost: of one dense call, at the size of the analysis.
+    """
+    dense = families.make_plan(denoiser, None)
+    found: dict[str, dict[Candidate, float]] = {
+        layer.name: {DENSE: layer_at(dense, layer, cost).flops_before} for layer in dense.layers
+    }
+    known = {layer.name: layer.errors for layer in analysis.layers}
+    for candidate in dict.fromkeys(pair for errors in known.values() for pair in errors):
+        plan = families.make_plan(denoiser, plan_of(analysis, Uniform(candidate)))
+        for layer in plan.layers:
+            if candidate in known.get(layer.name, ()):
+                found[layer.name][candidate] = layer_at(plan, layer, cost).flops_after
+    return Costs("FLOPs", cost.flops, found)
 
 
 def measured(analysis: Analysis, calls: Calls) -> Costs:
     """Seconds of each attention module, in replayed calls; the median of three rounds."""
-    dense = (1, 0)
-    candidates = [dense, *sorted({pair for layer in analysis.layers for pair in layer.errors})]
+    candidates = [DENSE, *sorted({pair for layer in analysis.layers for pair in layer.errors})]
     modules = {layer.name: calls.denoiser.get_submodule(layer.name) for layer in analysis.layers}
     found: dict[str, dict[Candidate, list[float]]] = {name: {} for name in modules}
     whole: list[float] = []
     for _ in range(_ROUNDS):  # every round has all of them: a slow minute hits all alike
         for candidate in candidates:
             with ExitStack() as stack:
-                if candidate != dense:
+                if candidate != DENSE:
                     plan = plan_of(analysis, Uniform(candidate))
                     stack.enter_context(apply_patch(calls.denoiser, plan))
                 watch = stack.enter_context(Stopwatch(modules))
                 seconds = watch.time(calls)
-            if candidate == dense:
+            if candidate == DENSE:
                 whole.append(seconds)
             for layer in analysis.layers:
-                if candidate == dense or candidate in layer.errors:
+                if candidate == DENSE or candidate in layer.errors:
                     found[layer.name].setdefault(candidate, []).append(watch.seconds[layer.name])
     return Costs(
         "seconds",

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..analyze import Analysis, LayerAnalysis
-from ..analyze.measures import Candidate
+from ..analyze.measures import DENSE, Candidate
 from ..patch import apply_patch
 from ..request import Request
 from ..sampling import Picture, sample
@@ -39,7 +39,7 @@ class Uniform:
     """The same candidate wherever it is usable, or in one layer only.
 
     Args:
-        candidate: (factor, anchors).
+        candidate: for every layer that has it.
         only: name of a layer.
     """
 
@@ -48,22 +48,24 @@ class Uniform:
 
     def __call__(self, layer: LayerAnalysis) -> Candidate:
         meant = self.only in (None, layer.name) and self.candidate in layer.errors
-        return self.candidate if meant else (1, 0)
+        return self.candidate if meant else DENSE
 
 
 def plan_of(
     analysis: Analysis, choose: Callable[[LayerAnalysis], Candidate], window: Window = (0.0, 1.0)
 ) -> TunedPlan:
     """A plan that chooses by layer, in one window."""
-    layers = []
-    for layer in analysis.layers:
-        factor, anchors = choose(layer)
-        where = window if factor > 1 else (0.0, 1.0)
-        kept = anchors if factor > 1 else 0
-        layers.append(
-            LayerChoice(layer.name, layer.channels, layer.heads, factor, kept, where[0], where[1])
-        )
-    return TunedPlan(analysis.model, tuple(layers), (size_of(analysis),))
+    layers = tuple(choice_of(layer, choose(layer), window) for layer in analysis.layers)
+    return TunedPlan(analysis.model, layers, (size_of(analysis),))
+
+
+def choice_of(layer: LayerAnalysis, candidate: Candidate, window: Window) -> LayerChoice:
+    """A line of a plan; the dense one has no window."""
+    start, stop = window if candidate.factor > 1 else (0.0, 1.0)
+    factor, anchors, method = candidate if candidate.factor > 1 else DENSE
+    return LayerChoice(
+        layer.name, layer.channels, layer.heads, factor, anchors, start, stop, method
+    )
 
 
 def size_of(analysis: Analysis) -> tuple[int, int]:
@@ -101,9 +103,9 @@ class Calls:
     def replay(self, index: int) -> Tensor:
         """The output of a kept call of the denoiser as it is now, flat."""
         args, kwargs = self.kept[index]
-        result = self.denoiser(*args, **kwargs)
-        output: Tensor = result[0]
-        return output.float().flatten()
+        result = self.denoiser(*args, **kwargs)[0]
+        parts = result if isinstance(result, list) else [result]  # Z-Image has one an image
+        return torch.cat([part.float().flatten() for part in parts])
 
 
 def _copy(value: Any) -> Any:
@@ -131,7 +133,7 @@ def measure_gains(
     gains = {}
     for layer in analysis.layers:
         candidate = reference(layer)
-        if candidate[0] == 1:
+        if candidate.factor == 1:
             continue
         only = plan_of(analysis, Uniform(candidate, layer.name))
         with apply_patch(calls.denoiser, only):

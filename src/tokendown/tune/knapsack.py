@@ -1,8 +1,9 @@
 """One option for every layer, so that costs and errors add up best: exact, by all best trade-offs.
 
 The multiple-choice knapsack problem. Layer by layer, the sums that no other sum beats in both cost
-and error are kept; integer costs bound how many there can be. Source: Nemhauser and Ullmann,
-Management Science 15 (1969), for the dominance argument.
+and error are kept: exactly as long as there are at most :data:`MOST` of them, else the best of so
+many equal steps of cost. Source: Nemhauser and Ullmann, Management Science 15 (1969), for the
+dominance argument.
 """
 
 from __future__ import annotations
@@ -13,13 +14,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+MOST = 20_000
+
 
 @dataclass(frozen=True)
 class Front:
     """All best trade-offs, by rising cost and falling error.
 
     Attributes:
-        costs: [S], integers.
+        costs: [S].
         errors: [S].
     """
 
@@ -46,25 +49,37 @@ class Front:
         return int(good[0]) if len(good) else None
 
 
-def best_tradeoffs(costs: Sequence[Sequence[int]], errors: Sequence[Sequence[float]]) -> Front:
+def best_tradeoffs(costs: Sequence[Sequence[float]], errors: Sequence[Sequence[float]]) -> Front:
     """Combines one option of every layer in all ways that are worth it.
 
     Args:
-        costs: of the options of each layer, integers >= 0.
+        costs: of the options of each layer, >= 0.
         errors: likewise, >= 0.
     """
-    cost, error = torch.zeros(1, dtype=torch.long), torch.zeros(1, dtype=torch.float64)
+    cost, error = torch.zeros(2, 1, dtype=torch.float64)
     steps = []
     for layer_costs, layer_errors in zip(costs, errors, strict=True):
-        more = torch.tensor(layer_costs, dtype=torch.long)
+        more = torch.tensor(layer_costs, dtype=torch.float64)
         worse = torch.tensor(layer_errors, dtype=torch.float64)
         useful = _undominated(more, worse)
         more, worse = more[useful], worse[useful]
         all_costs, all_errors = (cost[:, None] + more).flatten(), (error[:, None] + worse).flatten()
         kept = _undominated(all_costs, all_errors)
+        kept = kept[_thinned(all_costs[kept])]
         cost, error = all_costs[kept], all_errors[kept]
         steps.append((kept // len(more), useful[kept % len(more)]))
     return Front(cost, error, tuple(steps))
+
+
+def _thinned(costs: Tensor) -> Tensor:
+    """Which of the rising costs are kept: the cheapest, and the last of each of so many steps."""
+    if len(costs) <= MOST:
+        return torch.ones(len(costs), dtype=torch.bool)
+    step = ((costs - costs[0]) / (costs[-1] - costs[0]) * (MOST - 2)).long()
+    last = torch.ones(len(costs), dtype=torch.bool)
+    last[:-1] = step[1:] > step[:-1]
+    last[0] = True
+    return last
 
 
 def _undominated(costs: Tensor, errors: Tensor) -> Tensor:

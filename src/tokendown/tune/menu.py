@@ -8,13 +8,11 @@ from typing import Literal
 
 from .._errors import ConfigError
 from ..analyze import Analysis
-from ..analyze.measures import Candidate
+from ..analyze.measures import DENSE, Candidate
 from ..tuned import LayerChoice
 from .costs import Costs
-from .effects import parts_of
+from .effects import choice_of, parts_of
 from .knapsack import Front, best_tradeoffs
-
-RESOLUTION = 20_000  # costs are counted in this part of the dense ones
 
 
 @dataclass(frozen=True)
@@ -53,7 +51,6 @@ class Menu:
         errors: likewise, predicted error of the picture.
         fixed: cost of everything that is not self-attention.
         unit: of the costs.
-        calls: of the denoiser in a schedule.
     """
 
     options: list[list[LayerChoice]]
@@ -61,7 +58,6 @@ class Menu:
     errors: list[list[float]]
     fixed: float
     unit: str
-    calls: int
 
     @property
     def dense(self) -> float:
@@ -69,13 +65,11 @@ class Menu:
         return self.fixed + sum(costs[0] for costs in self.costs)
 
     def front(self) -> Front:
-        """All best trade-offs; costs are rounded up to 1 / :data:`RESOLUTION` of the dense one."""
-        scale = RESOLUTION / self.dense
-        whole = [[-int(-cost * scale // 1) for cost in costs] for costs in self.costs]
-        return best_tradeoffs(whole, self.errors)
+        """All best trade-offs; costs are without the fixed one."""
+        return best_tradeoffs(self.costs, self.errors)
 
     def cost(self, choices: Sequence[int]) -> float:
-        """Of a whole schedule, not rounded."""
+        """Of a whole schedule."""
         return self.fixed + sum(c[i] for c, i in zip(self.costs, choices, strict=True))
 
     def error(self, choices: Sequence[int]) -> float:
@@ -86,8 +80,8 @@ class Menu:
         """The options in which layers are at these candidates at all steps."""
         found = []
         for options in self.options:
-            factor, anchors = candidates.get(options[0].name, (1, 0))
-            wanted = replace(options[0], factor=factor, anchors=anchors if factor > 1 else 0)
+            factor, anchors, method = candidates.get(options[0].name, DENSE)
+            wanted = replace(options[0], factor=factor, anchors=anchors, method=method)
             found.append(options.index(wanted) if wanted in options else 0)
         return found
 
@@ -96,32 +90,28 @@ def build_menu(
     analysis: Analysis, prices: Costs, gains: dict[str, list[float]], weights: list[float]
 ) -> Menu:
     """Every layer: dense, or any candidate in any run of neighbouring parts of the schedule."""
-    parts, calls = parts_of(len(weights)), len(analysis.timesteps)
+    parts, steps = parts_of(len(weights)), len(analysis.timesteps)
     windows = [(a[0], b[1]) for i, a in enumerate(parts) for b in parts[i:]]
     options, costs, errors = [], [], []
     for layer in analysis.layers:
-        shape = LayerChoice(layer.name, layer.channels, layer.heads)
-        chosen = [(shape, (1, 0), (0.0, 1.0))]
-        for candidate in layer.errors if layer.name in gains else ():
-            for window in windows:
-                choice = LayerChoice(layer.name, layer.channels, layer.heads, *candidate, *window)
-                chosen.append((choice, candidate, window))
-        options.append([choice for choice, _, _ in chosen])
-        costs.append([prices.of(layer.name, pair, window, calls) for _, pair, window in chosen])
+        candidates = layer.errors if layer.name in gains else ()
+        chosen = [(DENSE, (0.0, 1.0)), *((x, window) for x in candidates for window in windows)]
+        options.append([choice_of(layer, *each) for each in chosen])
+        costs.append([prices.of(layer.name, *each, steps) for each in chosen])
         errors.append(
             [
                 sum(
-                    weight * gain * layer.error(pair, *part)
+                    weight * gain * layer.error(candidate, *part)
                     for weight, gain, part in zip(
                         weights, gains.get(layer.name, [0.0] * len(parts)), parts, strict=True
                     )
-                    if pair[0] > 1 and window[0] <= part[0] and part[1] <= window[1]
+                    if candidate.factor > 1 and window[0] <= part[0] and part[1] <= window[1]
                 )
-                for _, pair, window in chosen
+                for candidate, window in chosen
             ]
         )
-    attention = sum(prices.layers[layer.name][1, 0] for layer in analysis.layers)
-    return Menu(options, costs, errors, (prices.whole - attention) * calls, prices.unit, calls)
+    attention = sum(prices.layers[layer.name][DENSE] for layer in analysis.layers)
+    return Menu(options, costs, errors, (prices.whole - attention) * steps, prices.unit)
 
 
 def choose(menu: Menu, front: Front, limit: float | None, error: float | None) -> list[int]:
@@ -136,9 +126,7 @@ def choose(menu: Menu, front: Front, limit: float | None, error: float | None) -
         picked = front.choices(index)
     else:
         assert limit is not None
-        index = front.within_cost((limit - menu.fixed) * RESOLUTION / menu.dense + len(menu.costs))
-        while index is not None and menu.cost(front.choices(index)) > limit * (1 + 1e-9):
-            index = index - 1 if index else None  # what rounding let through
+        index = front.within_cost(limit * (1 + 1e-9) - menu.fixed)
         if index is None:
             fastest = menu.dense / menu.cost(front.choices(0))
             raise ConfigError(

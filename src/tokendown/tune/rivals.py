@@ -12,6 +12,7 @@ import torch
 from .._errors import NothingPatchedError
 from ..adapters.inputs import denoiser_inputs
 from ..adapters.skeleton import on_meta
+from ..analyze.measures import DENSE, Candidate
 from ..config import AUTO_ANCHORS, PatchConfig
 from ..methods import merged
 from ..patch import find_denoisers
@@ -35,15 +36,18 @@ class Rival:
     summary: Summary
 
     @property
-    def candidates(self) -> dict[str, tuple[int, int]]:
-        """(factor, anchors) of each layer by name; factor 1 is dense."""
-        anchors = self.config.anchors or 0
-        return {layer.name: (layer.factor, anchors) for layer in self.summary.layers}
+    def candidates(self) -> dict[str, Candidate]:
+        """What each layer keeps, by name."""
+        coarse = (self.config.anchors or 0, self.config.method)
+        return {
+            layer.name: Candidate(layer.factor, *coarse) if layer.factor > 1 else DENSE
+            for layer in self.summary.layers
+        }
 
 
 def presets(pipe: Any, request: Request) -> dict[str, Rival]:
     """ "paper" and "auto" where they change something at this size, else their nearest kin."""
-    height, width = request.height, request.width
+    size: Any = {"height": request.height, "width": request.width, "frames": request.frames}
     found = {}
     for key, config, instead in (
         ("paper", PatchConfig(preset="paper"), PatchConfig(factor=2, anchors=0)),
@@ -51,12 +55,12 @@ def presets(pipe: Any, request: Request) -> dict[str, Rival]:
     ):
         name, chosen = key, config
         try:
-            what = summary(pipe, config, height=height, width=width)
+            what = summary(pipe, config, **size)
         except NothingPatchedError:
             what = None
         if what is None or not what.changes_anything:
             name, chosen = f"{key}'s way, factor 2", instead
-            what = summary(pipe, instead, height=height, width=width)
+            what = summary(pipe, instead, **size)
         found[key] = Rival(name, chosen, what)
     return found
 

@@ -8,18 +8,19 @@ from statistics import fmean
 from typing import Any
 
 from .._errors import ConfigError
+from ..adapters import skeleton
 from ..analyze import Analysis, analyze
 from ..analyze.analysis import ANCHORS, FACTORS, LayerAnalysis
-from ..analyze.measures import Candidate
+from ..analyze.measures import DENSE, Candidate
 from ..patch import find_denoisers
 from ..request import Request
 from ..sampling import Picture, Progress
-from ..summary import summary
+from ..scales import latent_frames, spatial_scale, temporal_scale
 from ..tuned import TunedPlan
 from . import costs as pricing
 from .contest import Choices, Contest, readings
 from .effects import Calls, measure_gains, measure_weights, middle_calls, size_of
-from .menu import RESOLUTION, Menu, Target, build_menu
+from .menu import Menu, Target, build_menu
 from .rivals import Rival, presets
 from .validate import Entry, validate
 
@@ -87,8 +88,7 @@ def tune(
     reference = _reference(analysis, rivals["auto"])
     gains = measure_gains(analysis, calls, reference, lambda: None)
     weights = measure_weights(analysis, gains, pipe, dense, reference, ticker.tick)
-    still = summary(pipe, None, height=request.height, width=request.width)
-    prices = pricing.measured(analysis, calls) if measure else pricing.predicted(analysis, still)
+    prices = pricing.measured(analysis, calls) if measure else _flops(pipe, request, analysis)
     menu = build_menu(analysis, prices, gains, weights)
     flat = build_menu(analysis, prices, gains, [fmean(weights)] * len(weights))
     contest = Contest(
@@ -139,7 +139,7 @@ def _look(
     ticker: _Ticker,
 ) -> tuple[Analysis, list[Picture], Calls]:
     """Dense pictures, what is seen meanwhile, and the inputs of a call in each part."""
-    used = {pair for rival in rivals.values() for pair in rival.candidates.values()}
+    used = {each for rival in rivals.values() for each in rival.candidates.values()}
     calls = Calls(find_denoisers(pipe)[0])
     dense: list[Picture] = []
 
@@ -151,13 +151,13 @@ def _look(
     try:
         analysis = analyze(
             pipe, request, prompts, made=made,
-            factors=sorted({*factors, 2, *(factor for factor, _ in used if factor > 1)}),
-            anchors=sorted({*anchors, *(count for _, count in used)}),
+            factors=sorted({*factors, 2, *(each.factor for each in used if each.factor > 1)}),
+            anchors=sorted({*anchors, *(each.anchors for each in used)}),
         )  # fmt: skip
     finally:
         calls.release()
-    count = len(analysis.timesteps)
-    calls.keep(middle_calls(count, min(parts, count)))
+    count = min(parts, len(analysis.timesteps))
+    calls.keep(middle_calls(len(calls.kept), count))
     return analysis, dense, calls
 
 
@@ -165,11 +165,11 @@ def _reference(analysis: Analysis, auto: Rival) -> Any:
     """What is coarse while effects are measured: as auto, and factor 2 where that is dense."""
     chosen = {}
     for layer in analysis.layers:
-        candidate = auto.candidates.get(layer.name, (1, 0))
-        if candidate[0] == 1 and layer.grid[0] * layer.grid[1] >= _LEAST_TOKENS:
-            candidate = (2, auto.config.anchors or 0)
-        chosen[layer.name] = candidate if candidate in layer.errors else (1, 0)
-    if all(factor == 1 for factor, _ in chosen.values()):
+        candidate = auto.candidates.get(layer.name, DENSE)
+        if candidate.factor == 1 and layer.grid[0] * layer.grid[1] >= _LEAST_TOKENS:
+            candidate = Candidate(2, auto.config.anchors or 0)
+        chosen[layer.name] = candidate if candidate in layer.errors else DENSE
+    if all(candidate.factor == 1 for candidate in chosen.values()):
         largest = max(layer.grid[0] * layer.grid[1] for layer in analysis.layers)
         raise ConfigError(
             f"nothing to tune at this size: the largest grid has {largest} tokens; try a larger one"
@@ -181,6 +181,15 @@ def _reference(analysis: Analysis, auto: Rival) -> Any:
     return choose_by_name
 
 
+def _flops(pipe: Any, request: Request, analysis: Analysis) -> pricing.Costs:
+    denoiser: Any = find_denoisers(pipe)[0]
+    scale, frames = spatial_scale(pipe), request.frames
+    height, width = size_of(analysis)[::-1]
+    latents = frames and latent_frames(frames, temporal_scale(pipe))
+    cost = skeleton.measure(denoiser, height // scale, width // scale, 2, latents)
+    return pricing.predicted(analysis, denoiser, cost)
+
+
 def _plan(analysis: Analysis, menu: Menu, choices: Choices) -> TunedPlan:
     layers = tuple(options[i] for options, i in zip(menu.options, choices, strict=True))
     return TunedPlan(analysis.model, layers, (size_of(analysis),))
@@ -190,7 +199,7 @@ def _curve(menu: Menu) -> list[tuple[float, float]]:
     """At most a hundred places of the front."""
     front = menu.front()
     every = max(1, len(front.costs) // 100)
-    spent = menu.fixed + front.costs * menu.dense / RESOLUTION
+    spent = menu.fixed + front.costs
     return [
         (menu.dense / cost, error)
         for cost, error in zip(spent[::every].tolist(), front.errors[::every].tolist(), strict=True)
@@ -217,7 +226,20 @@ def _made(
         "prompts": list(analysis.prompts),
         "held_out": list(held_out),
         "held_out_results": [entry.to_dict() for entry in entries],
+        "dominates": dominated(entries),
     }
+
+
+def dominated(entries: Sequence[Entry]) -> list[str]:
+    """What is no faster than the tuned plan and has more error, on the held-out prompts."""
+    tuned = next(entry for entry in entries if entry.name == "tuned")
+    return [
+        entry.name
+        for entry in entries
+        if not entry.name.startswith("tuned")
+        and entry.error > tuned.error
+        and entry.speedup <= tuned.speedup * (1 + 1e-6)
+    ]
 
 
 def _notes(entries: list[Entry]) -> list[str]:

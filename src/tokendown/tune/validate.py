@@ -96,7 +96,8 @@ def validate(
         made = pictures(partial(apply_patch, pipe, rival.config))
         entries.append(_entry(rival.name, rival.summary.speedup_over(steps), made, dense))
     for name, plan in plans.items():
-        what = summary(pipe, plan, height=request.height, width=request.width)
+        size: Any = {"height": request.height, "width": request.width, "frames": request.frames}
+        what = summary(pipe, plan, **size)
         made = pictures(partial(apply_patch, pipe, plan))
         entries.append(_entry(name, what.speedup_over(steps), made, dense))
     finest = max(layer.factor for layer in rivals["paper"].summary.layers)

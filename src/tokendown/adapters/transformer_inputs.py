@@ -1,0 +1,330 @@
+"""Inputs of one call of a transformer: zeros, true positions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._errors import UnsupportedModelError
+from .zeros import Maker, Zeros
+
+PIXART_TOKENS = 77  # T5 prompts are longer, but cross-attention is a small part
+T5_TOKENS = 512  # the most that FLUX and Wan take, and their default
+SD3_TOKENS = 333  # 77 of CLIP and 256 of T5, the pipeline's default
+HUNYUAN_TOKENS = 256
+WAN_FRAMES = 21  # latent frames of 81 frames
+HUNYUAN_FRAMES = 33  # latent frames of 129 frames
+LTX_TOKENS = 128
+LTX_FRAMES = 21  # latent frames of 161 frames
+COGVIDEOX_FRAMES = 13  # latent frames of 49 frames
+COGVIEW_TOKENS = 224
+
+
+def _pixart(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, Any]:
+    return {
+        "hidden_states": zeros(config.in_channels, height, width),
+        "timestep": zeros.integers(),
+        "encoder_hidden_states": zeros(PIXART_TOKENS, config.caption_channels),
+        "added_cond_kwargs": {"resolution": zeros(2), "aspect_ratio": zeros(1)},
+    }
+
+
+def _dit(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, Any]:
+    return {
+        "hidden_states": zeros(config.in_channels, height, width),
+        "timestep": zeros.integers(),
+        "class_labels": zeros.integers(),
+    }
+
+
+def _places(zeros: Zeros, rows: int, columns: int, axes: int) -> Tensor:
+    """[tokens, axes], row and column in axes 1 and 2."""
+    places = zeros(rows, columns, axes)[0]
+    places[..., 1] += torch.arange(rows, device=zeros.device)[:, None]
+    places[..., 2] += torch.arange(columns, device=zeros.device)
+    return places.flatten(0, 1)
+
+
+def _packed(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, Any]:
+    """FLUX: 2 x 2 patches of the latent are cut by the pipeline."""
+    tokens = (height // 2) * (width // 2)
+    inputs = {
+        "hidden_states": zeros(tokens, config.in_channels),
+        "encoder_hidden_states": zeros(T5_TOKENS, config.joint_attention_dim),
+        "timestep": zeros(),
+        "img_ids": _places(zeros, height // 2, width // 2, 3),
+        "txt_ids": zeros(T5_TOKENS, 3)[0],
+    }
+    if getattr(config, "pooled_projection_dim", None):  # Chroma has none
+        inputs["pooled_projections"] = zeros(config.pooled_projection_dim)
+    if getattr(config, "guidance_embeds", False):
+        inputs["guidance"] = zeros()
+    return inputs
+
+
+def _sd3(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, Any]:
+    return {
+        "hidden_states": zeros(config.in_channels, height, width),
+        "encoder_hidden_states": zeros(SD3_TOKENS, config.joint_attention_dim),
+        "pooled_projections": zeros(config.pooled_projection_dim),
+        "timestep": zeros(),
+    }
+
+
+def _qwen_image(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, Any]:
+    grid = (1, height // 2, width // 2)
+    return {
+        "hidden_states": zeros(grid[1] * grid[2], config.in_channels),
+        "encoder_hidden_states": zeros(T5_TOKENS, config.joint_attention_dim),
+        "timestep": zeros(),
+        "img_shapes": [[grid]] * zeros.batch,
+    }
+
+
+def _wan(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, Any]:
+    frames = zeros.asked or WAN_FRAMES
+    inputs = {
+        "hidden_states": zeros(config.in_channels, frames, height, width),
+        "encoder_hidden_states": zeros(T5_TOKENS, config.text_dim),
+        "timestep": zeros(),
+    }
+    if getattr(config, "image_dim", None):
+        inputs["encoder_hidden_states_image"] = zeros(257, config.image_dim)
+    if getattr(config, "vace_layers", None):
+        inputs["control_hidden_states"] = zeros(config.vace_in_channels, frames, height, width)
+    return inputs
+
+
+def _wan_animate(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, Any]:
+    inputs = _wan(config, zeros, height, width)
+    moving = inputs["hidden_states"].shape[2] - 1  # the first latent frame is the character
+    side = config.motion_encoder_size
+    return {
+        **inputs,
+        "pose_hidden_states": zeros(config.latent_channels, moving, height, width),
+        "face_pixel_values": zeros(3, 4 * moving - 3, side, side),
+    }
+
+
+def _hunyuan_dit(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, Any]:
+    inputs = {
+        "hidden_states": zeros(config.in_channels, height, width),
+        "timestep": zeros(),
+        "encoder_hidden_states": zeros(config.text_len, config.cross_attention_dim),
+        "text_embedding_mask": zeros(config.text_len),
+        "encoder_hidden_states_t5": zeros(config.text_len_t5, config.cross_attention_dim_t5),
+        "text_embedding_mask_t5": zeros(config.text_len_t5),
+    }
+    if config.use_style_cond_and_image_meta_size:
+        inputs |= {"image_meta_size": zeros(6), "style": zeros.integers()}
+    return inputs
+
+
+def _hunyuan_video(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, Any]:
+    inputs = {
+        "hidden_states": zeros(config.in_channels, zeros.asked or HUNYUAN_FRAMES, height, width),
+        "encoder_hidden_states": zeros(HUNYUAN_TOKENS, config.text_embed_dim),
+        "encoder_attention_mask": zeros(HUNYUAN_TOKENS),
+        "pooled_projections": zeros(config.pooled_projection_dim),
+        "timestep": zeros(),
+    }
+    if config.guidance_embeds:
+        inputs["guidance"] = zeros()
+    return inputs
+
+
+def _flux2(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, Any]:
+    inputs = _packed(config, zeros, height, width)
+    places = _places(zeros, height // 2, width // 2, 4)
+    return {**inputs, "img_ids": places, "txt_ids": zeros(T5_TOKENS, 4)[0]}
+
+
+def _longcat_image(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, Any]:
+    inputs = _packed(config, zeros, height, width)
+    del inputs["pooled_projections"]  # the configuration has it, the model does not
+    return inputs
+
+
+def _flux_controlnet(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, Any]:
+    if config.num_mode is not None or config.conditioning_embedding_channels is not None:
+        raise UnsupportedModelError(
+            "no example inputs are known for a FLUX ControlNet with modes or picture conditions"
+        )
+    inputs = _packed(config, zeros, height, width)
+    return {**inputs, "controlnet_cond": zeros((height // 2) * (width // 2), config.in_channels)}
+
+
+def _sd3_controlnet(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, Any]:
+    inputs = _sd3(config, zeros, height, width)
+    channels = config.in_channels + (config.extra_conditioning_channels or 0)
+    return {**inputs, "controlnet_cond": zeros(channels, height, width)}
+
+
+def _qwen_controlnet(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, Any]:
+    inputs = _qwen_image(config, zeros, height, width)
+    channels = config.in_channels + config.extra_condition_channels
+    return {**inputs, "controlnet_cond": zeros((height // 2) * (width // 2), channels)}
+
+
+def _bria_fibo(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, Any]:
+    blocks = config.num_layers + config.num_single_layers
+    layers = [zeros(T5_TOKENS, config.text_encoder_dim) for _ in range(blocks)]
+    return {**_packed(config, zeros, height, width), "text_encoder_layers": layers}
+
+
+def _hunyuan_image(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, Any]:
+    inputs = {
+        "hidden_states": zeros(config.in_channels, height, width),
+        "encoder_hidden_states": zeros(T5_TOKENS, config.text_embed_dim),
+        "encoder_attention_mask": zeros(T5_TOKENS),
+        "timestep": zeros(),
+    }
+    if config.text_embed_2_dim:
+        raise UnsupportedModelError("no example inputs are known for a second text encoder")
+    if config.guidance_embeds:
+        inputs["guidance"] = zeros()
+    if config.use_meanflow:
+        inputs["timestep_r"] = zeros()
+    return inputs
+
+
+def _z_image(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, Any]:
+    return {
+        "x": list(zeros(config.in_channels, 1, height, width)),
+        "t": zeros(),
+        "cap_feats": list(zeros(T5_TOKENS, config.cap_feat_dim)),
+    }
+
+
+def _ltx(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, Any]:
+    return {
+        "hidden_states": zeros((zeros.asked or LTX_FRAMES) * height * width, config.in_channels),
+        "encoder_hidden_states": zeros(LTX_TOKENS, config.caption_channels),
+        "encoder_attention_mask": zeros(LTX_TOKENS),
+        "timestep": zeros(),
+        "num_frames": zeros.asked or LTX_FRAMES,
+        "height": height,
+        "width": width,
+    }
+
+
+def _cogvideox(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, Any]:
+    frames = zeros.asked or COGVIDEOX_FRAMES
+    inputs = {
+        "hidden_states": zeros(frames, config.in_channels, height, width),
+        "encoder_hidden_states": zeros(config.max_text_seq_length, config.text_embed_dim),
+        "timestep": zeros(),
+    }
+    if config.ofs_embed_dim:
+        inputs["ofs"] = zeros()
+    return inputs
+
+
+def _consisid(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, Any]:
+    if config.is_train_face:
+        raise UnsupportedModelError("no example inputs are known for the features of a face")
+    return {
+        "hidden_states": zeros(zeros.asked or COGVIDEOX_FRAMES, config.in_channels, height, width),
+        "encoder_hidden_states": zeros(config.max_text_seq_length, config.text_embed_dim),
+        "timestep": zeros(),
+    }
+
+
+def _easyanimate(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, Any]:
+    return {
+        "hidden_states": zeros(config.in_channels, zeros.asked or COGVIDEOX_FRAMES, height, width),
+        "encoder_hidden_states": zeros(HUNYUAN_TOKENS, config.text_embed_dim),
+        "timestep": zeros(),
+    }
+
+
+def _cosmos(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, Any]:
+    width_of_text = config.text_embed_dim
+    if config.use_crossattn_projection:
+        width_of_text = config.crossattn_proj_in_channels
+    if config.img_context_dim_in:
+        raise UnsupportedModelError("no example inputs are known for the features of a picture")
+    inputs = {
+        "hidden_states": zeros(config.in_channels, zeros.asked or WAN_FRAMES, height, width),
+        "encoder_hidden_states": zeros(T5_TOKENS, width_of_text),
+        "timestep": zeros(),
+    }
+    if config.concat_padding_mask:
+        inputs["padding_mask"] = zeros(1, height, width)[:1]
+    return inputs
+
+
+def _cogview(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, Any]:
+    return {
+        "hidden_states": zeros(config.in_channels, height, width),
+        "encoder_hidden_states": zeros(COGVIEW_TOKENS, config.text_embed_dim),
+        "timestep": zeros(),
+        "original_size": zeros(2),
+        "target_size": zeros(2),
+        "crop_coords": zeros(2),
+    }
+
+
+def _auraflow(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, Any]:
+    return {
+        "hidden_states": zeros(config.in_channels, height, width),
+        "encoder_hidden_states": zeros(HUNYUAN_TOKENS, config.joint_attention_dim),
+        "timestep": zeros(),
+    }
+
+
+def _lumina2(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, Any]:
+    return {
+        "hidden_states": zeros(config.in_channels, height, width),
+        "encoder_hidden_states": zeros(HUNYUAN_TOKENS, config.cap_feat_dim),
+        "encoder_attention_mask": zeros.mask(HUNYUAN_TOKENS),
+        "timestep": zeros(),
+    }
+
+
+PACKED = {
+    "FluxTransformer2DModel",
+    "FluxControlNetModel",
+    "ChromaTransformer2DModel",
+    "Flux2Transformer2DModel",
+    "OvisImageTransformer2DModel",
+    "LongCatImageTransformer2DModel",
+    "BriaTransformer2DModel",
+    "BriaFiboTransformer2DModel",
+}
+TRANSFORMERS: dict[str, Maker] = {
+    "PixArtTransformer2DModel": _pixart,
+    "DiTTransformer2DModel": _dit,
+    "FluxTransformer2DModel": _packed,
+    "ChromaTransformer2DModel": _packed,
+    "SD3Transformer2DModel": _sd3,
+    "QwenImageTransformer2DModel": _qwen_image,
+    "WanTransformer3DModel": _wan,
+    "WanVACETransformer3DModel": _wan,
+    "WanAnimateTransformer3DModel": _wan_animate,
+    "HunyuanDiT2DModel": _hunyuan_dit,
+    "HunyuanVideoTransformer3DModel": _hunyuan_video,
+    "HunyuanImageTransformer2DModel": _hunyuan_image,
+    "Flux2Transformer2DModel": _flux2,
+    "OvisImageTransformer2DModel": _packed,
+    "LongCatImageTransformer2DModel": _longcat_image,
+    "FluxControlNetModel": _flux_controlnet,
+    "SD3ControlNetModel": _sd3_controlnet,
+    "QwenImageControlNetModel": _qwen_controlnet,
+    "BriaTransformer2DModel": _packed,
+    "BriaFiboTransformer2DModel": _bria_fibo,
+    "SkyReelsV2Transformer3DModel": _wan,
+    "ChronoEditTransformer3DModel": _wan,
+    "ZImageTransformer2DModel": _z_image,
+    "LTXVideoTransformer3DModel": _ltx,
+    "CogVideoXTransformer3DModel": _cogvideox,
+    "ConsisIDTransformer3DModel": _consisid,
+    "EasyAnimateTransformer3DModel": _easyanimate,
+    "CosmosTransformer3DModel": _cosmos,
+    "CogView3PlusTransformer2DModel": _cogview,
+    "CogView4Transformer2DModel": _cogview,
+    "AuraFlowTransformer2DModel": _auraflow,
+    "Lumina2Transformer2DModel": _lumina2,
+}

@@ -1,0 +1,191 @@
+"""What an analysis gets to see of one attention call: queries of a sample, keys and values of all.
+
+Two ways, as there are two ways of patching. A classic module is projected once more from its input;
+inside a joint processor, where positions are rotated and text is joined, the attention call itself
+is intercepted, and goes on as it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..adapters import dispatch
+from ..adapters.joint import JointAttention, JointLayer, JointPlan
+from ..grid import Grid
+from ..select import select
+from ..sequence import Sequence
+from .measures import Call, Candidate, sample_queries
+
+
+class ClassicCall(Call):
+    """A diffusers ``Attention`` that sees image tokens only.
+
+    Args:
+        attention: the module.
+        tokens: its input, [B, N, C].
+        scores: by which anchors are chosen, [B, N].
+        grid: N = grid.tokens.
+        queries: how many to look at.
+    """
+
+    def __init__(
+        self, attention: Any, tokens: Tensor, scores: Tensor, grid: Grid, queries: int
+    ) -> None:
+        self.attention, self.tokens, self.scores, self.grid = attention, tokens, scores, grid
+        sample = sample_queries(grid.tokens, queries)
+        self.query = self._heads("q", tokens[:, sample.to(tokens.device)])
+        self.image_queries = len(sample)
+        self.key, self.value = self._heads("k", tokens), self._heads("v", tokens)
+        self.scale = float(attention.scale)
+        self.image = slice(0, grid.tokens)
+
+    def kept(self, candidate: Candidate) -> tuple[Tensor, Tensor, Tensor | None]:
+        factor, anchors, method = candidate
+        selection = select(self.scores, self.grid, factor, anchors=anchors, method=method)
+        kept = selection.take(self.tokens)
+        bias = selection.bias(self.query)
+        mask = None if bias is None else bias[None, None, None]
+        return self._heads("k", kept), self._heads("v", kept), mask
+
+    def output(self, heads: Tensor) -> Tensor:
+        rows = heads.transpose(1, 2).flatten(-2).to(self.tokens.dtype)
+        out: Tensor = self.attention.to_out[0](rows)
+        return _precise(out)
+
+    def _heads(self, which: str, tokens: Tensor) -> Tensor:
+        """[B, N, C] -> [B, heads, N, d], as the processor has them."""
+        x = getattr(self.attention, f"to_{which}")(tokens)
+        x = x.unflatten(-1, (self.attention.heads, -1)).transpose(1, 2)
+        norm = getattr(self.attention, f"norm_{which}", None)
+        return _precise(x if norm is None else norm(x))
+
+
+class JointCall(Call):
+    """Attention over a joint sequence, as it was intercepted.
+
+    Args:
+        attention: the module.
+        look: what was seen.
+        scores: by which anchors are chosen, [B, tokens of the sequence or of the image].
+        queries: how many image tokens to look at; others are looked at as densely.
+    """
+
+    def __init__(self, attention: Any, look: Look, scores: Tensor, queries: int) -> None:
+        self.attention, self.scores, self.sequence = attention, scores, look.sequence
+        sequence, count = self.sequence, self.sequence.image_tokens
+        before, total = sequence.before, sequence.tokens
+        image = sample_queries(count, queries)
+        text = torch.cat([torch.arange(before), torch.arange(before + count, total)])
+        text = text[sample_queries(len(text), -(-len(text) * len(image) // count))]
+        rows = torch.cat([image + before, text]).to(look.query.device)
+        self.dtype, self.image_queries = look.query.dtype, len(image)
+        self.query = _precise(look.query[:, :, rows])
+        times = look.query.shape[1] // look.key.shape[1]
+        self.key, self.value = (
+            _precise(x.repeat_interleave(times, 1)) for x in (look.key, look.value)
+        )
+        self.scale = look.query.shape[-1] ** -0.5 if look.scale is None else look.scale
+        mask = look.given
+        if mask is not None:
+            mask = mask[(None,) * (4 - mask.ndim)]
+            mask = mask if mask.shape[2] == 1 else mask[:, :, rows]
+        self.mask = mask
+        self.image = slice(before, before + sequence.boxes[0].tokens)
+        parts = (slice(0, before), slice(before + count, total))
+        self.text = tuple(part for part in parts if part.stop > part.start)
+
+    def kept(self, candidate: Candidate) -> tuple[Tensor, Tensor, Tensor | None]:
+        first, *others = self.sequence.boxes
+        boxes = (replace(first, factor=candidate.factor), *others)
+        sequence = replace(self.sequence, boxes=boxes)
+        sequence = sequence.with_anchors(self.scores, candidate.anchors)
+        mask, bias = self.mask, sequence.bias(self.query)
+        if mask is not None and mask.shape[-1] > 1:
+            mask = sequence.take(mask, 3)
+        if bias is not None:
+            mask = dispatch.merge(mask, bias)
+        return sequence.take(self.key, 2), sequence.take(self.value, 2), mask
+
+    def output(self, heads: Tensor) -> Tensor:
+        """Text goes its own way out where it came in on its own; to nowhere in a last block."""
+        rows = heads.transpose(1, 2).flatten(-2).to(self.dtype)
+        image, text = rows[:, : self.image_queries], rows[:, self.image_queries :]
+        parts = [_project(self.attention, "to_out", image)]
+        if getattr(self.attention, "add_k_proj", None) is None:
+            parts.append(_project(self.attention, "to_out", text))
+        elif getattr(self.attention, "to_add_out", None) is not None:
+            parts.append(_project(self.attention, "to_add_out", text))
+        return torch.cat([_precise(part).flatten() for part in parts])
+
+
+def _project(attention: Any, name: str, rows: Tensor) -> Tensor:
+    """Through the output projection; as they are where there is none, or none for them alone."""
+    project = getattr(attention, name, None)
+    project = project[0] if isinstance(project, nn.ModuleList) else project
+    if getattr(project, "in_features", None) != rows.shape[-1]:
+        return rows
+    out: Tensor = project(rows)  # type: ignore[misc]
+    return out
+
+
+class Look(dispatch.Call):
+    """Keeps what goes into the attention call, and drops no key."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    given: Tensor | None
+    scale: float | None
+
+    def __init__(self, sequence: Sequence) -> None:
+        super().__init__(sequence, counted=False)
+
+    def begin(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        dim: int,
+        mask: Tensor | None,
+        scale: float | None,
+    ) -> None:
+        super().begin(query, key, value, dim, mask, scale)
+        self.query, self.key, self.value = (x.transpose(2, dim) for x in (query, key, value))
+        self.given, self.scale = mask, scale
+
+
+class Onlooker(JointAttention):
+    """Lets a dense joint attention run, and looks at it.
+
+    Args:
+        owner: a diffusers attention module.
+        plan: without rules.
+        layer: this one.
+        note: called after each run.
+    """
+
+    def __init__(
+        self,
+        owner: nn.Module,
+        plan: JointPlan,
+        layer: JointLayer,
+        note: Callable[[Tensor, Look], None],
+    ) -> None:
+        super().__init__(owner, plan, layer)
+        self.note = note
+
+    def run(self, *args: Any, **kwargs: Any) -> Any:
+        named = self.named(args, kwargs)
+        look = Look(self.among(self.boxes(), named))
+        result = self.process_as(self.owner, named, look)
+        self.note(named["hidden_states"], look)
+        return result
+
+
+def _precise(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))

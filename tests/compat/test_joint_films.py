@@ -1,0 +1,110 @@
+"""Pipelines of diffusers that make a film with a patched transformer, text as embeddings."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from diffusers.pipelines.ltx.pipeline_ltx_condition import LTXVideoCondition
+
+from joint_pipelines import (
+    FILM,
+    GUIDED,
+    HUNYUAN,
+    MASK,
+    PATCH,
+    TWO,
+    WAN,
+    Case,
+    assemble,
+    assert_follows,
+    case,
+    causal_vae,
+    film_vae,
+    picture,
+    transformer,
+)
+from tokendown import apply_patch
+
+
+@pytest.mark.compat("WanPipeline", note="with guidance")
+def test_wan():
+    assert_follows(case("WanPipeline"))
+
+
+@pytest.mark.compat("WanPipeline: Wan 2.2", note="two experts, both patched")
+def test_wan_with_two_experts():
+    parts = {"transformer_2": transformer("wan", seed=1), "boundary_ratio": 0.9}
+    pipe = assemble("WanPipeline", transformer("wan"), vae=causal_vae(), **parts)
+    wan = Case("wan", pipe, FILM, GUIDED, {**WAN, "guidance_scale_2": 3.0})
+    dense = wan.run()
+    with apply_patch(pipe, **PATCH) as patch:
+        both = wan.run()
+    assert patch.models == [pipe.transformer, pipe.transformer_2]
+    with apply_patch(pipe.transformer_2, **PATCH):
+        second = wan.run()
+    assert not torch.equal(both, second)
+    assert not torch.equal(second, dense)
+    assert torch.equal(wan.run(), dense)
+
+
+@pytest.mark.compat("WanImageToVideoPipeline", note="Wan 2.1: cross-attention to the picture")
+def test_wan_from_a_picture():
+    assert_follows(case("WanImageToVideoPipeline"))
+
+
+@pytest.mark.compat("WanImageToVideoPipeline: Wan 2.2", note="the picture in the channels alone")
+def test_wan_from_a_picture_without_an_encoder():
+    model = transformer("wan", in_channels=4 + 4 + 2)
+    pipe = assemble("WanImageToVideoPipeline", model, vae=causal_vae())
+    assert_follows(Case("wan", pipe, FILM, GUIDED, {**WAN, "image": picture(48, 64)}))
+
+
+@pytest.mark.compat("WanVACEPipeline", note="with a reference picture, one more frame")
+def test_vace():
+    assert_follows(case("WanVACEPipeline"))
+
+
+@pytest.mark.compat("HunyuanVideoPipeline", note="masked text")
+def test_hunyuan_video():
+    assert_follows(case("HunyuanVideoPipeline"))
+
+
+@pytest.mark.compat(
+    "HunyuanVideoImageToVideoPipeline", note="the picture as the first frame, or in channels"
+)
+@pytest.mark.parametrize("way", ["token_replace", "latent_concat"])
+def test_hunyuan_video_from_a_picture(way):
+    settings = {"in_channels": 4 if way == "token_replace" else 4 + 4 + 1}
+    settings |= {"image_condition_type": way, "guidance_embeds": way == "token_replace"}
+    model, coder = transformer("hunyuan_video", **settings), film_vae("AutoencoderKLHunyuanVideo")
+    pipe = assemble("HunyuanVideoImageToVideoPipeline", model, vae=coder)
+    text = {**TWO, "prompt_attention_mask": MASK}
+    options = {**HUNYUAN, "image": picture(96, 128)}
+    assert_follows(Case("hunyuan_video", pipe, FILM, text, options))
+
+
+@pytest.mark.compat("LTXPipeline, LTXImageToVideoPipeline", note="with guidance")
+@pytest.mark.parametrize("kind", ["LTXPipeline", "LTXImageToVideoPipeline"])
+def test_ltx(kind):
+    assert_follows(case(kind))
+
+
+@pytest.mark.compat(
+    "LTXConditionPipeline", note="the grid from coordinates; later pictures are exact tokens"
+)
+@pytest.mark.parametrize("frames", [(0,), (0, 4, 6)])
+def test_ltx_with_conditions(frames):
+    ltx = case("LTXConditionPipeline")
+    pictures = [picture(192, 256, seed) for seed in frames]
+    ltx.options["image"] = None
+    ltx.options["conditions"] = [
+        LTXVideoCondition(image=image, frame_index=at)
+        for image, at in zip(pictures, frames, strict=True)
+    ]
+    assert_follows(ltx)
+
+
+@pytest.mark.compat("CogVideoXPipeline, CogVideoXImageToVideoPipeline", note="with guidance")
+@pytest.mark.parametrize("kind", ["CogVideoXPipeline", "CogVideoXImageToVideoPipeline"])
+def test_cogvideox(kind):
+    assert_follows(case(kind))

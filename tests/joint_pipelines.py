@@ -1,0 +1,366 @@
+"""Pipelines around tiny transformers, text given as embeddings, and how they are called.
+
+``case("FluxPipeline")`` is one of them, ``assert_follows`` its check: the oracle is the same
+pipeline around a copy of the transformer that follows the formula of tests/joint_reference.py.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import diffusers
+import torch
+from PIL import Image
+from torch import Tensor
+
+import joint_reference
+import tiny
+import tiny_transformers
+from tokendown import PatchConfig, apply_patch, summary
+
+STEPS = 2
+PATCH = {"factor": 2, "anchors": 3}
+TEXT = torch.randn(1, 5, 8, generator=torch.Generator().manual_seed(1))
+POOLED = torch.randn(1, 8, generator=torch.Generator().manual_seed(2))
+MASK = torch.ones(1, 5, dtype=torch.long)
+PADDED = torch.tensor([[1, 1, 1, 0, 0]])
+
+
+def assemble(kind: str, transformer: Any, **parts: Any) -> Any:
+    """A pipeline by its class; parts that it needs and that are not given are None."""
+    build = getattr(diffusers, kind)
+    parameters = inspect.signature(build.__init__).parameters
+    needed = [name for name, each in parameters.items() if each.default is each.empty][1:]
+    parts = {"scheduler": diffusers.FlowMatchEulerDiscreteScheduler(), **parts}
+    pipe = build(**{**dict.fromkeys(needed), **parts, "transformer": transformer})
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def transformer(kind: str, seed: int = 0, **options: Any) -> Any:
+    """One of tests/tiny_transformers.py, with other settings."""
+    model = getattr(tiny_transformers, kind)(seed)
+    if not options:
+        return model
+    settings = {name: value for name, value in model.config.items() if name[0] != "_"} | options
+    return tiny_transformers._build(lambda: type(model).from_config(settings), seed)
+
+
+def picture(height: int, width: int, seed: int = 3) -> Image.Image:
+    """Noise."""
+    values = torch.rand(height, width, 3, generator=torch.Generator().manual_seed(seed))
+    return Image.fromarray((255 * values).byte().numpy())
+
+
+@dataclass
+class Case:
+    """A pipeline and one call of it.
+
+    Args:
+        kind: of its transformer, see tests/joint_reference.py.
+        pipe: with no text encoder.
+        shapes: (frames, height, width) in tokens, the picture first.
+        tensors: arguments of the call.
+        options: further ones; pictures are PIL images.
+        predicted: whether ``summary`` knows this size.
+    """
+
+    kind: str
+    pipe: Any
+    shapes: tuple[tuple[int, int, int], ...]
+    tensors: dict[str, Any]
+    options: dict[str, Any]
+    predicted: bool = True
+
+    def run(self, **options: Any) -> Tensor:
+        """From one seed; latents, flattened."""
+        generator = torch.Generator().manual_seed(0)
+        given = {"num_inference_steps": STEPS, "output_type": "latent", **self.tensors}
+        given |= {**self.options, **options, "generator": generator}
+        return self.pipe(**given, return_dict=False)[0].flatten()
+
+
+def assert_follows(case: Case, **patch: Any) -> None:
+    """Dense, at factor 1, patched as the formula says, and dense again.
+
+    Args:
+        case: of this table.
+        patch: further options.
+    """
+    pipe, dense = case.pipe, case.run()
+    plain = pipe.transformer
+    pipe.transformer = copy.deepcopy(plain)
+    want = joint_reference.Want(case.shapes, anchors=3, references=patch.get("references", 1))
+    joint_reference.coarsen(pipe.transformer, case.kind, want)
+    expected = case.run()
+    pipe.transformer = plain
+    assert (expected - dense).abs().max() > 1e-3
+    with apply_patch(pipe, factor=1):
+        assert torch.equal(case.run(), dense)
+    with apply_patch(pipe, **PATCH, **patch):
+        got = case.run()
+    tolerance = 5e-4 * expected.abs().max().item()
+    torch.testing.assert_close(got, expected, rtol=0, atol=tolerance)
+    assert torch.equal(case.run(), dense)
+    if case.predicted:
+        size = {name: case.options[name] for name in ("height", "width")}
+        found = summary(pipe, PatchConfig(**PATCH), **size, frames=case.options.get("num_frames"))
+        layer = found.layers[0]
+        assert (layer.grid, layer.keys_before) == (case.shapes[0][1:], math.prod(case.shapes[0]))
+
+
+def vae() -> Any:
+    """Like those of FLUX and SD3, whose latents are shifted; two pixels a latent pixel."""
+    coder = tiny.vae()
+    coder.register_to_config(shift_factor=0.1)
+    return coder
+
+
+def flux2_vae() -> Any:
+    """Four channels; two pixels a latent pixel."""
+    return tiny._build(
+        lambda: diffusers.AutoencoderKLFlux2(
+            block_out_channels=(4, 4), down_block_types=("DownEncoderBlock2D",) * 2,
+            up_block_types=("UpDecoderBlock2D",) * 2, layers_per_block=1, latent_channels=4,
+            norm_num_groups=2, sample_size=32,
+        )
+    )  # fmt: skip
+
+
+def ltx_vae() -> Any:
+    """Four channels; 32 pixels a latent pixel, four frames a latent frame."""
+    return tiny._build(
+        lambda: diffusers.AutoencoderKLLTXVideo(
+            latent_channels=4, block_out_channels=(8, 8), decoder_block_out_channels=(8, 8),
+            down_block_types=("LTXVideoDownBlock3D",) * 2, layers_per_block=(1, 1, 1),
+            decoder_layers_per_block=(1, 1, 1), spatio_temporal_scaling=(True, True),
+            decoder_spatio_temporal_scaling=(True, True), decoder_inject_noise=(False,) * 3,
+            upsample_residual=(False,) * 2, upsample_factor=(1, 1),
+            downsample_type=("conv",) * 2, patch_size=8, patch_size_t=1,
+        )
+    )  # fmt: skip
+
+
+def film_vae(kind: str) -> Any:
+    """Of HunyuanVideo and CogVideoX, by class name: eight pixels, four frames."""
+    return tiny._build(
+        lambda: getattr(diffusers, kind)(
+            latent_channels=4, block_out_channels=(4,) * 4, layers_per_block=1, norm_num_groups=2
+        )
+    )  # fmt: skip
+
+
+def hunyuan_image_vae() -> Any:
+    """Four pixels a latent pixel."""
+    return tiny._build(
+        lambda: diffusers.AutoencoderKLHunyuanImage(
+            in_channels=3, out_channels=3, latent_channels=4, block_out_channels=(32, 32, 32),
+            layers_per_block=1, spatial_compression_ratio=4, sample_size=32, scaling_factor=1.0,
+        )
+    )  # fmt: skip
+
+
+def causal_vae(kind: str = "AutoencoderKLWan", halvings: int = 2) -> Any:
+    """Of Wan and Qwen-Image: four channels, the first frame on its own, two frames a latent frame.
+
+    Args:
+        kind: class name.
+        halvings: of height and width.
+    """
+    return tiny._build(
+        lambda: getattr(diffusers, kind)(
+            base_dim=2, z_dim=4, dim_mult=[1] * (halvings + 1), num_res_blocks=0,
+            temperal_downsample=[False] * (halvings - 1) + [True], latents_mean=[0.0] * 4,
+            latents_std=[1.0] * 4,
+            **({"scale_factor_spatial": 2**halvings, "scale_factor_temporal": 2}
+               if kind == "AutoencoderKLWan" else {}),
+        )
+    )  # fmt: skip
+
+
+def vision() -> dict[str, Any]:
+    """What looks at the first picture for Wan 2.1."""
+    from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
+
+    config = CLIPVisionConfig(
+        hidden_size=8, projection_dim=8, intermediate_size=8, num_hidden_layers=1,
+        num_attention_heads=2, image_size=224, patch_size=112,
+    )  # fmt: skip
+    encoder = tiny._build(lambda: CLIPVisionModel(config))
+    return {"image_encoder": encoder, "image_processor": CLIPImageProcessor()}
+
+
+def flux(kind: str = "FluxPipeline", **options: Any) -> Any:
+    return assemble(kind, transformer("flux", **{"in_channels": 16, **options}), vae=vae())
+
+
+def qwen_image(kind: str, halvings: int) -> Any:
+    model = transformer("qwen_image", in_channels=16, out_channels=4)
+    return assemble(kind, model, vae=causal_vae("AutoencoderKLQwenImage", halvings))
+
+
+def flux2(kind: str, **tensors: Tensor) -> Case:
+    pipe = assemble(kind, transformer("flux2", in_channels=16), vae=flux2_vae())
+    pictures = {"image": [picture(64, 72), picture(80, 64)]}
+    shapes = ((1, 6, 8), (1, 16, 18), (1, 20, 16))
+    return Case("flux2", pipe, shapes, {"prompt_embeds": TEXT, **tensors}, {**SMALL, **pictures})
+
+
+def pixart_sigma() -> Any:
+    """A classic one, without joint attention: tests/compat/test_pipelines.py checks it."""
+    schedule = {"scheduler": diffusers.DPMSolverMultistepScheduler()}
+    model = tiny.pixart(caption_channels=8)
+    return assemble("PixArtSigmaPipeline", model, vae=tiny.vae(), **schedule)
+
+
+def schedule() -> dict[str, Any]:
+    return {"scheduler": diffusers.CogVideoXDDIMScheduler()}
+
+
+def film(frames: int, scale: int) -> dict[str, int]:
+    """6 x 8 tokens of so many pixels a side."""
+    return {"height": 6 * scale, "width": 8 * scale, "num_frames": frames}
+
+
+SIZE, FILM = ((1, 6, 8),), ((3, 6, 8),)
+SMALL = {"height": 24, "width": 32}  # two pixels a latent pixel, two of those a token
+LARGER = {"height": 48, "width": 64}
+EIGHT = {"height": 96, "width": 128}  # eight pixels a latent pixel, whatever the VAE says
+QWEN = {"height": 6 * 64, "width": 8 * 64, "true_cfg_scale": 1.0}
+WAN, HUNYUAN, LTX = film(5, 8), film(9, 16), film(9, 32)
+TWO = {"prompt_embeds": TEXT, "pooled_prompt_embeds": POOLED}
+GUIDED = {"prompt_embeds": TEXT, "negative_prompt_embeds": -TEXT}
+NEGATIVE_POOLED = {"pooled_prompt_embeds": POOLED, "negative_pooled_prompt_embeds": -POOLED}
+MASKED = {**GUIDED, "prompt_attention_mask": MASK, "negative_prompt_attention_mask": MASK}
+PADDING = {"prompt_attention_mask": PADDED.bool(), "negative_prompt_attention_mask": MASK.bool()}
+QWEN_PADDING = {"prompt_embeds_mask": PADDED.bool(), "negative_prompt_embeds_mask": MASK.bool()}
+QWEN_TEXT = {"prompt_embeds": TEXT, "prompt_embeds_mask": MASK.bool()}
+LONG = {"prompt_embeds": TEXT.repeat(1, 103, 1)[:, :512]}  # Wan 2.1 counts on 512 text tokens
+NO_SECOND = {"prompt_embeds_2": torch.zeros(1, 5, 8), "prompt_embeds_mask_2": 0 * MASK}
+
+CASES: dict[str, Callable[[], Case]] = {
+    "FluxPipeline": lambda: Case("flux", flux(), SIZE, TWO, SMALL),
+    "FluxFillPipeline": lambda: Case(
+        # noise, the masked picture, and 2 x 2 places of 2 x 2 pixels of the mask
+        "flux", flux("FluxFillPipeline", in_channels=16 + 16 + 16, out_channels=16), SIZE, TWO,
+        {**SMALL, "image": picture(24, 32), "mask_image": picture(24, 32, seed=4)},
+    ),
+    "FluxControlPipeline": lambda: Case(
+        "flux", flux("FluxControlPipeline", in_channels=32, out_channels=16), SIZE, TWO,
+        {**SMALL, "control_image": picture(24, 32)},
+    ),
+    "FluxKontextPipeline": lambda: Case(
+        "flux", flux("FluxKontextPipeline"), ((1, 6, 8), (1, 8, 4)), TWO,
+        {**SMALL, "image": picture(32, 16), "_auto_resize": False, "max_area": 24 * 32},
+    ),
+    "ChromaPipeline": lambda: Case(
+        "chroma", assemble("ChromaPipeline", transformer("chroma", in_channels=16), vae=vae()),
+        SIZE, {**GUIDED, **PADDING}, SMALL,
+    ),
+    "StableDiffusion3Pipeline": lambda: Case(
+        "sd35", assemble("StableDiffusion3Pipeline", transformer("sd35"), vae=vae()),
+        SIZE, {**GUIDED, **NEGATIVE_POOLED}, SMALL,
+    ),
+    "QwenImagePipeline": lambda: Case(
+        "qwen_image", qwen_image("QwenImagePipeline", 2), SIZE, {**GUIDED, **QWEN_PADDING}, LARGER
+    ),
+    # 64 pixels a token, since the references are scaled to a million pixels
+    "QwenImageEditPipeline": lambda: Case(
+        "qwen_image", qwen_image("QwenImageEditPipeline", 5), ((1, 6, 8), (1, 22, 11)), QWEN_TEXT,
+        {**QWEN, "image": picture(64, 32)},
+    ),
+    "QwenImageEditPlusPipeline": lambda: Case(
+        "qwen_image", qwen_image("QwenImageEditPlusPipeline", 5),
+        ((1, 6, 8), (1, 22, 11), (1, 14, 18)), QWEN_TEXT,
+        {**QWEN, "image": [picture(64, 32), picture(48, 64)]},
+    ),
+    "WanPipeline": lambda: Case(
+        "wan", assemble("WanPipeline", transformer("wan"), vae=causal_vae()), FILM, GUIDED, WAN
+    ),
+    "WanImageToVideoPipeline": lambda: Case(
+        "wan_i2v", assemble(
+            # noise, the picture, its mask
+            "WanImageToVideoPipeline", transformer("wan_i2v", in_channels=4 + 4 + 2),
+            vae=causal_vae(), **vision(),
+        ), FILM, LONG, {**WAN, "guidance_scale": 1.0, "image": picture(48, 64)},
+    ),
+    "WanVACEPipeline": lambda: Case(
+        "wan_vace", assemble(
+            # two latents of the control film, and 4 x 4 pixels of the mask
+            "WanVACEPipeline", transformer("wan_vace", vace_in_channels=2 * 4 + 16),
+            vae=causal_vae(),
+        ), ((4, 6, 8),), GUIDED, {**WAN, "reference_images": [picture(48, 64)]}, predicted=False,
+    ),
+    "HunyuanVideoPipeline": lambda: Case(
+        "hunyuan_video", assemble(
+            "HunyuanVideoPipeline", transformer("hunyuan_video"),
+            vae=film_vae("AutoencoderKLHunyuanVideo"),
+        ), FILM, {**TWO, "prompt_attention_mask": PADDED}, HUNYUAN,
+    ),
+    "Flux2Pipeline": lambda: flux2("Flux2Pipeline"),
+    "Flux2KleinPipeline": lambda: flux2("Flux2KleinPipeline", negative_prompt_embeds=-TEXT),
+    "Flux2KleinKVPipeline": lambda: flux2("Flux2KleinKVPipeline"),
+    "ZImagePipeline": lambda: Case(
+        "z_image", assemble("ZImagePipeline", transformer("z_image"), vae=vae()), SIZE,
+        {"prompt_embeds": [TEXT[0]], "negative_prompt_embeds": [-TEXT[0]]}, SMALL,
+    ),
+    "PixArtSigmaPipeline": lambda: Case(
+        "", pixart_sigma(), SIZE, MASKED,
+        {**LARGER, "negative_prompt": None, "use_resolution_binning": False},
+    ),
+    "LTXPipeline": lambda: Case(
+        "ltx", assemble("LTXPipeline", transformer("ltx"), vae=ltx_vae()), FILM, MASKED, LTX
+    ),
+    "LTXImageToVideoPipeline": lambda: Case(
+        "ltx", assemble("LTXImageToVideoPipeline", transformer("ltx"), vae=ltx_vae()),
+        FILM, MASKED, {**LTX, "image": picture(192, 256)},
+    ),
+    "LTXConditionPipeline": lambda: Case(
+        "ltx", assemble("LTXConditionPipeline", transformer("ltx"), vae=ltx_vae()),
+        FILM, MASKED, {**LTX, "image": picture(192, 256)},
+    ),
+    "CogVideoXPipeline": lambda: Case(
+        "cogvideox", assemble(
+            "CogVideoXPipeline", transformer("cogvideox"),
+            vae=film_vae("AutoencoderKLCogVideoX"), **schedule(),
+        ), FILM, GUIDED, HUNYUAN,
+    ),
+    "CogVideoXImageToVideoPipeline": lambda: Case(
+        "cogvideox", assemble(
+            "CogVideoXImageToVideoPipeline", transformer("cogvideox", in_channels=8),
+            vae=film_vae("AutoencoderKLCogVideoX"), **schedule(),
+        ), FILM, GUIDED, {**HUNYUAN, "image": picture(96, 128)},
+    ),
+    "CogView3PlusPipeline": lambda: Case(
+        "cogview3",
+        assemble("CogView3PlusPipeline", transformer("cogview3"), vae=tiny.vae(), **schedule()),
+        ((1, 12, 16),), GUIDED, LARGER,
+    ),
+    "CogView4Pipeline": lambda: Case(
+        "cogview4", assemble("CogView4Pipeline", transformer("cogview4"), vae=tiny.vae()),
+        ((1, 12, 16),), GUIDED, LARGER,
+    ),
+    "AuraFlowPipeline": lambda: Case(
+        "auraflow", assemble("AuraFlowPipeline", transformer("auraflow"), vae=tiny.vae()),
+        SIZE, MASKED, SMALL,
+    ),
+    "HunyuanImagePipeline": lambda: Case(
+        "hunyuan_image", assemble(
+            "HunyuanImagePipeline", transformer("hunyuan_image"), vae=hunyuan_image_vae()
+        ), SIZE, {"prompt_embeds": TEXT, "prompt_embeds_mask": MASK, **NO_SECOND}, SMALL,
+    ),
+    "Lumina2Pipeline": lambda: Case(
+        "lumina2", assemble("Lumina2Pipeline", transformer("lumina2"), vae=vae()),
+        SIZE, MASKED, EIGHT,
+    ),
+}  # fmt: skip
+
+
+def case(name: str) -> Case:
+    """By the class of the pipeline."""
+    return CASES[name]()
