@@ -29,8 +29,8 @@ the patch changes the output, and that removing it gives back the very same bits
 Offloading and compiling are tested without an accelerator: the hooks and the tracing are real, the
 copies between devices and the generated kernels are not.
 Quantised layers of torchao (0.18: int8 weights, int8 activations) and bitsandbytes (0.50: LLM.int8,
-NF4) pass the same tests as GGUF in `test_quantised.py`, on FLUX, Wan and a U-Net; they are skipped
-where these packages are not installed, so they have no row.
+NF4) pass the checks of GGUF in `tests/test_quantisers.py`, on FLUX, Wan and a U-Net; those are
+skipped where these packages are not installed, so they have no row.
 """
 
 
@@ -92,17 +92,13 @@ def table() -> str:
 
 
 class _Skips:
-    """A pytest plugin: a skipped test with a row is no evidence."""
+    """A pytest plugin: a skipped test is no evidence."""
 
     def __init__(self) -> None:
-        self.marked: set[str] = set()
         self.names: list[str] = []
 
-    def pytest_collection_modifyitems(self, items) -> None:  # type: ignore[no-untyped-def]
-        self.marked = {item.nodeid for item in items if item.get_closest_marker("compat")}
-
     def pytest_runtest_logreport(self, report) -> None:  # type: ignore[no-untyped-def]
-        if report.nodeid in self.marked and report.skipped and not hasattr(report, "wasxfail"):
+        if report.skipped and not hasattr(report, "wasxfail"):
             self.names.append(report.nodeid)
 
 

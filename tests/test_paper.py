@@ -19,7 +19,9 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.mark.slow
 @pytest.mark.weights
-@pytest.mark.parametrize("script", ["sinks", "terrain_table", "levels", "table1", "figure4"])
+@pytest.mark.parametrize(
+    "script", ["sinks", "terrain_table", "levels", "table1", "figure4", "caches"]
+)
 def test_script(script):
     before = files()
     done = subprocess.run(

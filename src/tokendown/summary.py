@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import re
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from ._errors import ConfigError
 from .adapters import families, skeleton
+from .adapters.classic import PERTURBED
 from .adapters.joint import JointLayer, JointPlan
 from .adapters.plan import Layer, Plan, Rule
 from .adapters.skeleton import Cost
@@ -178,7 +181,9 @@ def summary(
     for denoiser, plan in plans.items():
         cost = skeleton.measure(denoiser, height // scale, width // scale, batch, latents)
         total += cost.flops
-        layers += _layers(plan or families.make_plan(denoiser, config), cost)
+        # PAG pipelines put their processors in for the time of a call only
+        perturbed = getattr(model, "pag_applied_layers", ()) if denoiser is denoisers[0] else ()
+        layers += _layers(plan or families.make_plan(denoiser, config), cost, perturbed)
     patched = any(plan is not None for plan in plans.values())
     used = next((plan.config for plan in plans.values() if plan is not None), config)
     return Summary(
@@ -207,8 +212,13 @@ def _size(denoiser: Any, height: int | None, width: int | None, scale: int) -> t
     return height, width
 
 
-def _layers(plan: Plan, cost: Cost) -> list[LayerSummary]:
-    rows = [layer_at(plan, layer, cost) for layer in plan.layers]
+def _layers(plan: Plan, cost: Cost, perturbed: Iterable[str]) -> list[LayerSummary]:
+    """One row a layer; ``perturbed`` are patterns of names, as diffusers matches them."""
+    rows = []
+    for layer in plan.layers:
+        if any(re.search(pattern, layer.name) for pattern in perturbed):
+            layer = replace(layer, rule=None, reason=PERTURBED)
+        rows.append(layer_at(plan, layer, cost))
     rows += [
         LayerSummary(name, None, 1, 0, 0, 0, 0, reason) for name, reason in plan.left_alone.items()
     ]

@@ -1,8 +1,8 @@
 """Quantised linear layers in the attention modules: GGUF, torchao and bitsandbytes on a CPU.
 
 The oracles run with the same quantised layers: the reference of tests/joint_reference.py, and
-dense attention under a mask for the U-Net. GGUF comes with the development extra; the others are
-tested where they are installed (they are large, or warn at every import of diffusers).
+dense attention under a mask for the U-Net. GGUF comes with the development extra; the others have
+their tests in tests/test_quantisers.py.
 """
 
 from __future__ import annotations
@@ -174,20 +174,3 @@ def check(kind, quantise):
 @pytest.mark.parametrize("kind", ["flux", "wan", "unet"])
 def test_gguf(kind):
     check(kind, gguf_linear)
-
-
-@pytest.mark.filterwarnings("ignore:TorchaoLoraLinear")  # merging is not asked for
-@pytest.mark.parametrize(
-    "quantise", [torchao_weights, torchao_activations, bitsandbytes_8, bitsandbytes_4]
-)
-@pytest.mark.parametrize("kind", ["flux", "wan", "unet"])
-def test_other_quantisers(kind, quantise):
-    check(kind, quantise)
-
-
-@pytest.mark.parametrize("quantise", [torchao_activations, bitsandbytes_8])
-def test_activations_are_rounded_token_by_token(quantise):
-    """So that selecting before a projection is selecting after it, to the last bit."""
-    linear = quantise(nn.Linear(32, 32).requires_grad_(False))
-    tokens = torch.randn(2, 42, 32, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(linear(tokens[:, ::3].contiguous()), linear(tokens)[:, ::3])

@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 # These guidance tricks compare or swap queries and values, so they need as many of one as of the
 # other; with fewer keys they would silently turn into plain guidance.
 _GUIDANCE_HOOKS = {"AttentionProcessorSkipHook", "SmoothedEnergyGuidanceHook"}
+PERTURBED = "perturbed-attention guidance needs every key"
 
 
 class GridReader:
@@ -167,7 +168,7 @@ class FewerKeys(ForwardIntercept):
 def why_dense(attention: Any) -> str | None:
     """Why an ``Attention`` has to stay dense right now, or None."""
     if type(attention.processor).__name__.startswith("PAG"):
-        return "perturbed-attention guidance needs every key"
+        return PERTURBED
     registry = getattr(attention, "_diffusers_hook", None)
     if registry is not None:
         for hook in registry.hooks.values():
