@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounter
@@ -116,6 +118,16 @@ def test_repeated_blocks_share_graphs(kind):
         return counter.frame_count
 
     assert graphs(patched=True) == graphs(patched=False)
+
+
+@pytest.mark.compat("transformers: compiled blocks", note="the first thing that a thread runs")
+def test_blocks_are_compiled_in_a_fresh_thread():
+    model = tiny_transformers.flux()
+    _, want = expectations("flux", model)
+    apply_patch(model, **PATCH)
+    model.compile_repeated_blocks(fullgraph=True, backend="eager")
+    with ThreadPoolExecutor(1) as pool:
+        assert_near(pool.submit(run, "flux", model).result(), want)
 
 
 @pytest.mark.compat(

@@ -63,7 +63,9 @@ class Call:
 
 
 class _Current(threading.local):
-    call: Call | None = None
+    def __init__(self) -> None:
+        # set in every thread, not on the class: compiled code guards on what the instance has
+        self.call: Call | None = None
 
 
 current = _Current()
