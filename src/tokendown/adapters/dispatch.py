@@ -6,7 +6,7 @@ What is to be kept travels beside the call, in a thread-local: a processor has n
 from __future__ import annotations
 
 import threading
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,6 +14,17 @@ from torch.nn import functional
 
 from ..attention import fold_bias
 from ..sequence import Sequence
+
+
+class Inputs(NamedTuple):
+    """What an attention call is given; tokens are along ``dim``, 1 or 2."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    mask: Tensor | None
+    scale: float | None
+    dim: int
 
 
 class Call:
@@ -37,16 +48,8 @@ class Call:
         # not "in": the compiler does not find a symbolic number in a tuple
         return length == self.sequence.tokens or length == self.sequence.kept
 
-    def begin(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        dim: int,
-        mask: Tensor | None,
-        scale: float | None,
-    ) -> None:
-        """This is it, before anything is dropped; tokens are along ``dim``, 1 or 2."""
+    def begin(self, inputs: Inputs) -> None:
+        """This is it, before anything is dropped."""
         self.done = True
 
     def keep(self, x: Tensor, dim: int) -> Tensor:
@@ -89,7 +92,7 @@ def dispatched(
     call = current.call
     if call is None or not call.claims(key, value, 1):
         return dispatch_attention_fn(query, key, value, attn_mask, *args, **options)  # type: ignore[no-any-return]
-    call.begin(query, key, value, 1, attn_mask, scale)
+    call.begin(Inputs(query, key, value, attn_mask, scale, 1))
     key, value, mask = call.keep(key, 1), call.keep(value, 1), call.mask(attn_mask)
     bias = call.sequence.bias(query) if call.counted else None
     if bias is None:
@@ -116,7 +119,7 @@ def scaled_dot_product(
     """In place of torch's function of that name; tensors are [batch, heads, tokens, d]."""
     call = current.call
     if call is not None and call.claims(key, value, 2):
-        call.begin(query, key, value, 2, attn_mask, kwargs.get("scale"))
+        call.begin(Inputs(query, key, value, attn_mask, kwargs.get("scale"), 2))
         key, value, attn_mask = call.keep(key, 2), call.keep(value, 2), call.mask(attn_mask)
         bias = call.sequence.bias(query) if call.counted else None
         if bias is not None:

@@ -77,20 +77,19 @@ class JointCall(Call):
 
     def __init__(self, attention: Any, look: Look, scores: Tensor, queries: int) -> None:
         self.attention, self.scores, self.sequence = attention, scores, look.sequence
+        query, key, value, mask, scale, dim = look.inputs
+        query, key, value = (x.transpose(2, dim) for x in (query, key, value))
         sequence, count = self.sequence, self.sequence.image_tokens
         before, total = sequence.before, sequence.tokens
         image = sample_queries(count, queries)
         text = torch.cat([torch.arange(before), torch.arange(before + count, total)])
         text = text[sample_queries(len(text), -(-len(text) * len(image) // count))]
-        rows = torch.cat([image + before, text]).to(look.query.device)
-        self.dtype, self.image_queries = look.query.dtype, len(image)
-        self.query = _precise(look.query[:, :, rows])
-        times = look.query.shape[1] // look.key.shape[1]
-        self.key, self.value = (
-            _precise(x.repeat_interleave(times, 1)) for x in (look.key, look.value)
-        )
-        self.scale = look.query.shape[-1] ** -0.5 if look.scale is None else look.scale
-        mask = look.given
+        rows = torch.cat([image + before, text]).to(query.device)
+        self.dtype, self.image_queries = query.dtype, len(image)
+        self.query = _precise(query[:, :, rows])
+        times = query.shape[1] // key.shape[1]
+        self.key, self.value = (_precise(x.repeat_interleave(times, 1)) for x in (key, value))
+        self.scale = query.shape[-1] ** -0.5 if scale is None else scale
         if mask is not None:
             mask = mask[(None,) * (4 - mask.ndim)]
             mask = mask if mask.shape[2] == 1 else mask[:, :, rows]
@@ -136,27 +135,14 @@ def _project(attention: Any, name: str, rows: Tensor) -> Tensor:
 class Look(dispatch.Call):
     """Keeps what goes into the attention call, and drops no key."""
 
-    query: Tensor
-    key: Tensor
-    value: Tensor
-    given: Tensor | None
-    scale: float | None
+    inputs: dispatch.Inputs
 
     def __init__(self, sequence: Sequence) -> None:
         super().__init__(sequence, counted=False)
 
-    def begin(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        dim: int,
-        mask: Tensor | None,
-        scale: float | None,
-    ) -> None:
-        super().begin(query, key, value, dim, mask, scale)
-        self.query, self.key, self.value = (x.transpose(2, dim) for x in (query, key, value))
-        self.given, self.scale = mask, scale
+    def begin(self, inputs: dispatch.Inputs) -> None:
+        super().begin(inputs)
+        self.inputs = inputs
 
 
 class Onlooker(JointAttention):
