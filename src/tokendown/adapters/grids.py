@@ -78,21 +78,10 @@ class NumberGrid:
 
     Args:
         arguments: their names.
-        coordinates: where they are read instead, if that argument is given; or None.
     """
 
-    def __init__(
-        self,
-        arguments: tuple[str, str, str] = ("num_frames", "height", "width"),
-        coordinates: IdGrid | None = None,
-    ) -> None:
-        self.arguments, self.coordinates = arguments, coordinates
-
-    def where(self, arguments: Mapping[str, Any]) -> NumberGrid | IdGrid:
-        """This, or the coordinates."""
-        if self.coordinates is None or arguments.get(self.coordinates.argument) is None:
-            return self
-        return self.coordinates
+    def __init__(self, arguments: tuple[str, str, str] = ("num_frames", "height", "width")) -> None:
+        self.arguments = arguments
 
     def __call__(self, config: Any, arguments: Mapping[str, Any]) -> Shapes:
         frames, height, width = (arguments[name] for name in self.arguments)

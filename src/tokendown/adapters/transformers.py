@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,10 +59,18 @@ class Adapter:
         grid: tells (frames, height, width) in tokens, of the picture or video first, then of
             reference pictures: from the model's configuration and the arguments of its forward.
         blocks: lists of blocks with self-attention over these tokens.
+        positions: read instead of the grid by calls that are given this argument, or None.
     """
 
     grid: GridSource | IdGrid
     blocks: tuple[Blocks, ...]
+    positions: IdGrid | None = None
+
+    def source(self, arguments: Mapping[str, Any]) -> GridSource | IdGrid:
+        """What tells the grid in a call with these arguments."""
+        if self.positions is not None and arguments.get(self.positions.argument) is not None:
+            return self.positions
+        return self.grid
 
 
 _DOUBLE_AND_SINGLE = (
@@ -116,8 +124,9 @@ ADAPTERS: dict[str, Adapter] = {
     "WanAnimateTransformer3DModel": Adapter(LatentGrid(frames=-3), (_WAN,)),
     "HunyuanDiT2DModel": Adapter(LatentGrid(), (Blocks("blocks", "attn1"),)),
     "LTXVideoTransformer3DModel": Adapter(
-        NumberGrid(coordinates=CoordinateGrid("video_coords")),
+        NumberGrid(),
         (Blocks("transformer_blocks", "attn1"),),
+        positions=CoordinateGrid("video_coords"),
     ),
     "CogVideoXTransformer3DModel": Adapter(
         LatentGrid(frames=-4, temporal="patch_size_t"), (Blocks("transformer_blocks", "attn1"),)
@@ -197,9 +206,7 @@ class ShapeReader:
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         arguments = {**dict(zip(self.names, args, strict=False)), **kwargs}
-        grid = self.adapter.grid
-        if isinstance(grid, NumberGrid):
-            grid = grid.where(arguments)
+        grid = self.adapter.source(arguments)
         if isinstance(grid, IdGrid):
             self._from_values(grid, arguments[grid.argument])
         else:
