@@ -160,7 +160,7 @@ def compare(
     """
     if request.config is None:
         raise ConfigError("nothing to compare: --dense asks for no patch")
-    plan = plan or _summary(pipe, request)
+    plan = plan or summary_of(pipe, request)
     requests = [replace(request, config=None), request]
     for each in requests:
         make_picture(pipe, replace(each, steps=fewest_steps(pipe, request)))
@@ -180,7 +180,7 @@ def predict(pipe: Any, request: Request) -> Summary | None:
     if request.config is None:
         return None
     try:
-        return _summary(pipe, request)
+        return summary_of(pipe, request)
     except UnsupportedModelError:
         return None
 
@@ -194,7 +194,8 @@ def fewest_steps(pipe: Any, request: Request) -> int:
     return math.ceil(1 / max(share, 1e-3))
 
 
-def _summary(pipe: Any, request: Request) -> Summary:
+def summary_of(pipe: Any, request: Request) -> Summary:
+    """What the patch of a request does at its size."""
     return summary(
         pipe, request.config, height=request.height, width=request.width, frames=request.frames
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,11 +14,12 @@ from ..adapters.inputs import denoiser_inputs
 from ..adapters.skeleton import on_meta
 from ..analyze.measures import DENSE, Candidate
 from ..config import AUTO_ANCHORS, PatchConfig
+from ..generate import summary_of
 from ..methods import merged
 from ..patch import find_denoisers
 from ..request import Request
 from ..scales import spatial_scale
-from ..summary import Summary, summary
+from ..summary import Summary
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,6 @@ class Rival:
 
 def presets(pipe: Any, request: Request) -> dict[str, Rival]:
     """ "paper" and "auto" where they change something at this size, else their nearest kin."""
-    size: Any = {"height": request.height, "width": request.width, "frames": request.frames}
     found = {}
     for key, config, instead in (
         ("paper", PatchConfig(preset="paper"), PatchConfig(factor=2, anchors=0)),
@@ -55,12 +55,12 @@ def presets(pipe: Any, request: Request) -> dict[str, Rival]:
     ):
         name, chosen = key, config
         try:
-            what = summary(pipe, config, **size)
+            what = summary_of(pipe, replace(request, config=config))
         except NothingPatchedError:
             what = None
         if what is None or not what.changes_anything:
             name, chosen = f"{key}'s way, factor 2", instead
-            what = summary(pipe, instead, **size)
+            what = summary_of(pipe, replace(request, config=instead))
         found[key] = Rival(name, chosen, what)
     return found
 

@@ -12,11 +12,11 @@ from typing import Any
 import numpy
 import torch
 
+from ..generate import summary_of
 from ..patch import apply_patch
 from ..quality import psnr, ssim
 from ..request import Request
 from ..sampling import Picture, sample
-from ..summary import summary
 from ..tuned import TunedPlan
 from .effects import picture_error
 from .rivals import Rival, tome_speedup, tomes
@@ -96,8 +96,7 @@ def validate(
         made = pictures(partial(apply_patch, pipe, rival.config))
         entries.append(_entry(rival.name, rival.summary.speedup_over(steps), made, dense))
     for name, plan in plans.items():
-        size: Any = {"height": request.height, "width": request.width, "frames": request.frames}
-        what = summary(pipe, plan, **size)
+        what = summary_of(pipe, replace(request, config=plan))
         made = pictures(partial(apply_patch, pipe, plan))
         entries.append(_entry(name, what.speedup_over(steps), made, dense))
     finest = max(layer.factor for layer in rivals["paper"].summary.layers)
