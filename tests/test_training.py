@@ -346,7 +346,7 @@ def test_small_pictures_over_a_colour_are_the_large_ones_made_small(shapes):
     rgb = torch.tensor([captions.PALETTE["teal"]]).expand(3, 3) / 255
     large = torch.stack([shapes.on(i, "teal") for i in range(3)])
     want = torch.nn.functional.avg_pool2d((large + 1) / 2, 8)
-    torch.testing.assert_close(classifier.lay_over(small, rgb), want, atol=1e-5, rtol=0)
+    torch.testing.assert_close(data.lay_over(small, rgb), want, atol=1e-5, rtol=0)
 
 
 def test_distortions_are_never_alike_and_stay_in_range(shapes):

@@ -105,11 +105,12 @@ def train(config: Config, minutes: float, steps: int | None = None) -> None:
         scale = 0.99 * scale + 0.01 * z.detach().float().std().item()
         log.add(loss.item(), {"step": step, "std": scale})
         if step % 200 == 0:
-            _save(config, model, optimiser, step, scale)
-    _save(config, model, optimiser, step, scale)
+            store(config, model, optimiser, step, scale)
+    store(config, model, optimiser, step, scale)
 
 
-def _save(config, model, optimiser, step: int, scale: float) -> None:
+def store(config, model, optimiser, step: int, scale: float) -> None:
+    """Writes a checkpoint; `scale` is the standard deviation of the latents."""
     tensors = {f"w.{k}": v for k, v in model.state_dict().items()}
     for i, s in optimiser.state_dict()["state"].items():
         tensors |= {f"o.{i}.{k}": torch.as_tensor(v) for k, v in s.items()}

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from .captions import PALETTE
 from .config import Config
-from .data import Pictures
+from .data import Pictures, lay_over
 from .state import load, save
 
 SIDE = 64  # pixels; pictures are averaged down to it
@@ -58,11 +58,6 @@ def shrink(rgba: Tensor, side: int) -> Tensor:
         x = torch.cat([x[:, :3] * x[:, 3:], x[:, 3:]], dim=1)
         small.append(functional.adaptive_avg_pool2d(x, side))
     return torch.cat(small)
-
-
-def lay_over(small: Tensor, rgb: Tensor) -> Tensor:
-    """What :func:`shrink` made, [n, 4, h, w], over colours [n, 3] in [0, 1]; [n, 3, h, w]."""
-    return small[:, :3] + (1 - small[:, 3:]) * rgb[:, :, None, None]
 
 
 def augment(small: Tensor, generator: torch.Generator) -> Tensor:

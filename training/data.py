@@ -87,8 +87,7 @@ class Pictures:
         rgba = self.rgba[picture]
         solid = rgba[:3].float() * rgba[3:] / 255
         x = place.put(torch.cat([solid.round().byte(), rgba[3:]]), side).float() / 255
-        colours = torch.tensor(PALETTE[colour])[:, None, None] / 255
-        return (x[:3] + colours * (1 - x[3:])) * 2 - 1
+        return lay_over(x[None], torch.tensor([PALETTE[colour]]) / 255)[0] * 2 - 1
 
 
 def read_names(everything: bool) -> list[Concept]:
@@ -103,6 +102,11 @@ def over(rgba: Tensor, rgb: Tensor) -> Tensor:
     rgba = rgba.float() / 255
     colour, alpha = rgba[..., :3, :, :], rgba[..., 3:, :, :]
     return (colour * alpha + rgb[..., None, None] * (1 - alpha)) * 2 - 1
+
+
+def lay_over(rgba: Tensor, rgb: Tensor) -> Tensor:
+    """Pictures [n, 4, h, w] in [0, 1], colours times alpha, over [n, 3] in [0, 1]; [n, 3, h, w]."""
+    return rgba[:, :3] + (1 - rgba[:, 3:]) * rgb[:, :, None, None]
 
 
 def halve(image: Tensor) -> Tensor:

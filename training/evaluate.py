@@ -27,6 +27,7 @@ from .config import CACHE, CONFIGS, PIXELS, Config
 from .data import Pictures, Place
 from .export import EVALUATION, TARGET
 from .judge import Question, between_training_pictures, judge, questions, spread
+from .model import sees_pictures
 from .sample import grid
 from .state import load, save
 
@@ -45,9 +46,8 @@ class NoAttention:
 
 def switch_off_top_attention(pipeline: StableDiffusionPipeline) -> int:
     """Self-attention at 64 x 64 becomes nothing; returns how many layers that were."""
-    top = ("down_blocks.0.", f"up_blocks.{len(pipeline.unet.up_blocks) - 1}.")
     processors = pipeline.unet.attn_processors
-    off = [k for k in processors if k.startswith(top) and ".attn1." in k]
+    off = [k for k in processors if sees_pictures(k)]
     pipeline.unet.set_attn_processor(processors | dict.fromkeys(off, NoAttention()))
     return len(off)
 

@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from .captions import COLOURS, PALETTE, Concept, held_out
-from .classifier import SIDE, Classifier, lay_over, shrink
-from .data import Pictures
+from .classifier import SIDE, Classifier, shrink
+from .data import Pictures, lay_over
 
 # The first was in training, the second was not.
 PHRASINGS = {
@@ -57,7 +57,7 @@ def background(pixels: Tensor) -> list[str]:
 
 def distances(pixels: Tensor, pictures: Pictures, colours: list[str]) -> Tensor:
     """From each picture to every training picture over its colour, [n, training pictures]."""
-    train = torch.stack([_cut(x, x[3] > 0.05) for x in shrink(pictures.rgba, SIDE)])
+    train = _subjects(pictures)
     rows = []
     for image, colour in zip(pixels.float() / 255, colours, strict=True):
         rgb = torch.tensor(PALETTE[colour]) / 255
@@ -65,6 +65,11 @@ def distances(pixels: Tensor, pictures: Pictures, colours: list[str]) -> Tensor:
         over_colour = lay_over(train, rgb.expand(len(train), 3))
         rows.append((over_colour - _cut(image, apart)).square().mean(dim=(1, 2, 3)).sqrt())
     return torch.stack(rows)
+
+
+def _subjects(pictures: Pictures) -> Tensor:
+    """The training pictures, cut, [training pictures, 4, 32, 32]."""
+    return torch.stack([_cut(x, x[3] > 0.05) for x in shrink(pictures.rgba, SIDE)])
 
 
 def _cut(x: Tensor, subject: Tensor) -> Tensor:
@@ -126,8 +131,7 @@ def judge(
 def between_training_pictures(pictures: Pictures) -> dict:
     """The same distance from each training picture to the nearest other one, as a yardstick."""
     gray = torch.full((len(pictures.rgba), 3), 0.55)
-    train = torch.stack([_cut(x, x[3] > 0.05) for x in shrink(pictures.rgba, SIDE)])
-    flat = lay_over(train, gray).flatten(1)
+    flat = lay_over(_subjects(pictures), gray).flatten(1)
     distance = torch.cdist(flat, flat) / flat.shape[1] ** 0.5
     return spread(distance.fill_diagonal_(9).min(dim=1).values.tolist())
 

@@ -44,11 +44,11 @@ def build_unet(config: Config) -> UNet2DConditionModel:
 def quick_on_cpu(unet: UNet2DConditionModel) -> None:
     """Same attention, written out, where the fused kernel's backward is slow: few tokens."""
     unet.set_attn_processor(
-        {k: p if _sees_pictures(k) else AttnProcessor() for k, p in unet.attn_processors.items()}
+        {k: p if sees_pictures(k) else AttnProcessor() for k, p in unet.attn_processors.items()}
     )
 
 
-def _sees_pictures(name: str) -> bool:
+def sees_pictures(name: str) -> bool:
     """Whether a processor's name is that of self-attention, at the top level."""
     return ".attn1." in name and name.startswith(("down_blocks.0.", "up_blocks.1."))
 

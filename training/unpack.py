@@ -12,12 +12,14 @@ import argparse
 import shutil
 from pathlib import Path
 
+import torch
 from diffusers import StableDiffusionPipeline
 
 from . import autoencoder
 from .config import CONFIGS, Config
 from .export import TARGET
-from .state import load, save
+from .state import load
+from .train import Run
 
 
 def unpack(config: Config, source: Path) -> int:
@@ -26,26 +28,26 @@ def unpack(config: Config, source: Path) -> int:
     Raises:
         SystemExit: there is a checkpoint already.
     """
-    painter, latents = config.folder / "painter", autoencoder.folder(config)
-    if load(painter)[1]:
-        raise SystemExit(f"{painter} has a checkpoint; training goes on from that")
+    if load(config.folder / "painter")[1]:
+        raise SystemExit(f"{config.folder} has a checkpoint; training goes on from that")
+    shutil.copytree(source / "tokenizer", config.folder / "tokenizer", dirs_exist_ok=True)
+    run = Run(config)
     pipe = StableDiffusionPipeline.from_pretrained(source)
     weights = {
         f"{part}.{name}": weight
         for part in ("unet", "text_encoder")
         for name, weight in getattr(pipe, part).named_parameters()
     }
-    step = sum(stage.steps for stage in config.stages[:-1])
-    scale = pipe.vae.config.scaling_factor
-    save(
-        latents,
-        {f"w.{name}": weight for name, weight in pipe.vae.state_dict().items()},
-        {"step": config.autoencoder.steps, "std": 1 / scale, "scaling_factor": scale},
-    )
-    shutil.copytree(source / "tokenizer", config.folder / "tokenizer", dirs_exist_ok=True)
-    both = {f"{kind}.{name}": weight.clone() for kind in "we" for name, weight in weights.items()}
-    save(painter, both, {"step": step})
-    return step
+    with torch.no_grad():
+        for name, weight, average in zip(run.names, run.weights, run.ema, strict=True):
+            weight.copy_(weights[name])
+            average.copy_(weights[name])
+    run.step = sum(stage.steps for stage in config.stages[:-1])
+    untouched = torch.optim.Adam(pipe.vae.parameters())
+    steps, scale = config.autoencoder.steps, 1 / pipe.vae.config.scaling_factor
+    autoencoder.store(config, pipe.vae, untouched, steps, scale)
+    run.save()
+    return run.step
 
 
 if __name__ == "__main__":
