@@ -105,6 +105,12 @@ class Sequence:
         anchors = choose_anchors(self.first_box(scores), self.boxes[0], count)
         return Sequence(self.boxes, self.before, self.after, anchors)
 
+    def samples(self) -> list[Sequence]:
+        """One for each sample of a batch, where these have anchors of their own."""
+        assert self.anchors is not None
+        parts = self.anchors.split(1)
+        return [Sequence(self.boxes, self.before, self.after, part) for part in parts]
+
     def first_box(self, x: Tensor) -> Tensor:
         """Tokens of the joint sequence, or of the images alone, [batch, tokens, ...] -> its own."""
         first = self.before if x.shape[1] == self.tokens else 0

@@ -2,7 +2,8 @@
 
 Image tokens are selected before the key and value projections, whatever these are at the moment
 (LoRA, quantised): the processor is run on a view of its attention module in which both projections
-see the kept tokens only. Where positions are rotated, the kept keys go back to their own places
+see the kept tokens only. Where positions are rotated, kept keys get the kept rows of the table
+(:mod:`tokendown.adapters.rotary`); where that is out of reach they go back to their own places
 between zeros, are rotated there by the host, and are taken out again at the attention call.
 """
 
@@ -23,6 +24,7 @@ from .dispatch import Call, current
 from .intercept import ForwardIntercept, holders, intercepts
 from .plan import Layer, Plan, Rule
 from .rebind import rebound
+from .rotary import in_reach
 
 Shape = tuple[int, int, int]
 
@@ -110,15 +112,15 @@ class View:
     Args:
         owner: the module; everything else is its own, as it is at that moment.
         sequence: the joint sequence of keys.
-        rotated: whether kept keys have to be at their own places, between zeros.
+        spread: whether kept keys have to be at their own places, between zeros.
     """
 
     fused_projections = False  # the separate projections are still there
 
-    def __init__(self, owner: Any, sequence: Sequence, rotated: bool) -> None:
+    def __init__(self, owner: Any, sequence: Sequence, spread: bool) -> None:
         self.owner = owner
         self.sequence = sequence
-        self.rotated = rotated
+        self.spread = spread
         self.seen: Tensor | None = None
         self.kept: Tensor | None = None
 
@@ -127,7 +129,7 @@ class View:
 
     def to_k(self, x: Tensor) -> Tensor:
         key: Tensor = self.owner.to_k(self._take(x))
-        return self._part(x).put(key) if self.rotated else key
+        return self._part(x).put(key) if self.spread else key
 
     def to_v(self, x: Tensor) -> Tensor:
         return self.owner.to_v(self._take(x))  # type: ignore[no-any-return]
@@ -168,6 +170,7 @@ class JointAttention(ForwardIntercept):
         """Gets ready for a class of processors."""
         self.kind = kind
         self.process = rebound(kind)
+        self.rotates_kept = in_reach(kind)
         parameters = inspect.signature(self.process).parameters.values()
         open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
         self.accepted = None if open_ended else tuple(p.name for p in parameters)
@@ -280,7 +283,7 @@ class JointKeys(JointAttention):
     def _attend(self, named: dict[str, Any], sequence: Sequence) -> Any:
         assert self.layer.rule is not None, "installed on layers with a rule only"
         rotated = self.layer.rotary is not None and named.get(self.layer.rotary) is not None
-        view = View(self.owner, sequence, rotated)
+        view = View(self.owner, sequence, spread=rotated and not self.rotates_kept)
         return self.process_as(view, named, Call(sequence, self.layer.rule.multiplicity))
 
 

@@ -17,7 +17,7 @@ from typing import Any
 from torch.nn import functional
 
 from .._errors import UnsupportedModelError
-from . import dispatch
+from . import dispatch, rotary
 
 _PREFIX = "tokendown._rebound."
 
@@ -51,7 +51,7 @@ def rebound(kind: type) -> Callable[..., Any]:
 
 
 def _module(original: dict[str, Any]) -> ModuleType:
-    """The globals with our attention, made once a module."""
+    """The globals with our attention and rotations, made once a module."""
     name = _PREFIX + original["__name__"].replace(".", "_")
     if name in sys.modules:
         return sys.modules[name]
@@ -60,6 +60,7 @@ def _module(original: dict[str, Any]) -> ModuleType:
     module.__name__ = name
     if "dispatch_attention_fn" in original:
         module.__dict__["dispatch_attention_fn"] = dispatch.dispatched
+    module.__dict__.update(rotary.rotations(original))
     for alias, value in original.items():
         if value is functional:
             module.__dict__[alias] = _functional()

@@ -1,0 +1,70 @@
+"""Rotary positions of kept keys, where a processor rotates by a function of its module.
+
+Such a function is given a query or a key, and the table of all positions. A key that is shorter
+than its table has been selected: it gets the kept rows of the table. Where the function is out of
+reach (made or imported inside the processor), kept keys have to be at their own places, between
+zeros.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..sequence import Sequence
+from .dispatch import current
+
+_PREFIX = "apply_rotary_emb"
+
+
+def rotations(names: dict[str, Any]) -> dict[str, Callable[..., Tensor]]:
+    """Stand-ins for the rotary functions among the globals of a module, by name."""
+    return {
+        name: _for_kept_keys(function)
+        for name, function in names.items()
+        if name.startswith(_PREFIX) and callable(function)
+    }
+
+
+def in_reach(kind: type) -> bool:
+    """Whether processors of a class rotate by a function among the globals of their module."""
+    call: Any = kind.__call__
+    names = call.__code__.co_names
+    return any(name.startswith(_PREFIX) and name in call.__globals__ for name in names)
+
+
+def _for_kept_keys(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def rotate(x: Tensor, table: Any, *args: Any, **kwargs: Any) -> Tensor:
+        call = current.call
+        if call is None or x.shape[1] == _length(table):
+            return function(x, table, *args, **kwargs)
+        rows = _kept_rows(call.sequence, table)
+        if rows is not None:
+            return function(x, rows, *args, **kwargs)
+        # Samples keep different anchors, and this kind of table is one for all of them.
+        samples = call.sequence.samples()
+        parts = zip(x.split(1), samples, strict=True)
+        return torch.cat([function(a, _kept_rows(b, table), *args, **kwargs) for a, b in parts])
+
+    return rotate
+
+
+def _length(table: Any) -> int:
+    """Positions of a table: [tokens, d] or [batch, tokens, d], or a pair of such."""
+    one: Tensor = table[0] if isinstance(table, tuple | list) else table
+    return one.shape[-2]
+
+
+def _kept_rows(sequence: Sequence, table: Any) -> Any:
+    """The rows of kept tokens, or None where they differ among samples and a table cannot."""
+    part = sequence if _length(table) == sequence.tokens else sequence.image_only()
+    if isinstance(table, tuple | list):
+        rows = [_kept_rows(part, one) for one in table]
+        return None if rows[0] is None else tuple(rows)
+    if table.ndim > 2:
+        return part.take(table, table.ndim - 2)
+    kept = part.take(table[None], 1)
+    return kept[0] if len(kept) == 1 else None
