@@ -259,6 +259,8 @@ def test_ctrl_c_in_a_process_of_its_own(folder, tmp_path):
 
 
 _TELLS_STEPS = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a script's background job ignores it
 from tokendown import generate
 from tokendown.cli import main
 make = generate.make_picture
