@@ -59,6 +59,15 @@ def test_what_is_as_long_as_its_table_is_left_alone(sequence):
     assert torch.equal(got, every)
 
 
+def test_heads_before_tokens(sequence):
+    key, angles = torch.randn(2, 2, sequence.tokens, 8), torch.randn(sequence.tokens, 8)
+    table = angles.cos(), angles.sin()
+    every = apply_rotary_emb(key, table)
+    assert torch.equal(rotate_kept(sequence, apply_rotary_emb, key, table), every)
+    got = rotate_kept(sequence, apply_rotary_emb, sequence.take(key, 2), table)
+    assert torch.equal(got, sequence.take(every, 2))
+
+
 def test_which_processors_can_be_reached():
     assert rotary.in_reach(transformer_flux.FluxAttnProcessor)
     assert rotary.in_reach(transformer_qwenimage.QwenDoubleStreamAttnProcessor2_0)

@@ -38,8 +38,9 @@ def in_reach(kind: type) -> bool:
 
 def _for_kept_keys(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     def rotate(x: Tensor, table: Any, *args: Any, **kwargs: Any) -> Tensor:
-        call = current.call
-        if call is None or x.shape[1] == _length(table):
+        call, length = current.call, _length(table)
+        # tokens are before or behind heads; not "in", for the compiler has symbolic sizes
+        if call is None or any(size == length for size in x.shape[1:-1]):
             return function(x, table, *args, **kwargs)
         rows = _kept_rows(call.sequence, table)
         if rows is not None:
