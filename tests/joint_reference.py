@@ -28,6 +28,7 @@ class Want:
         temporal: one of so many frames is kept.
         counted: whether log m is added.
         ranks: anchors are chosen in so many equal parts of the picture, as many in each.
+        at: row and column of the kept token in its cell.
     """
 
     shapes: tuple[tuple[int, int, int], ...]
@@ -37,6 +38,7 @@ class Want:
     temporal: int = 1
     counted: bool = True
     ranks: int = 1
+    at: tuple[int, int] = (0, 0)
 
     def log_multiplicities(self, norms: Tensor) -> Tensor:
         """[batch, image tokens] -> the same: minus infinity where a key is dropped."""
@@ -58,7 +60,8 @@ class Want:
         anchored: bool,
     ) -> Tensor:
         frames, height, width = shape
-        kept = reference.kept_keys(height, width, factor)
+        at = (min(self.at[0], factor - 1), min(self.at[1], factor - 1))
+        kept = reference.kept_keys(height, width, factor, at)
         on_grid = torch.cat([kept & (frame % temporal == 0) for frame in range(frames)])
         bias = torch.full(lengths.shape, -math.inf, dtype=torch.float64)
         bias[:, on_grid] = math.log(factor**2 * temporal) if self.counted else 0.0

@@ -13,13 +13,30 @@ import torch
 from torch import Tensor, nn
 
 
-def kept_keys(height: int, width: int, factor: int) -> Tensor:
-    """[height * width], True for the top-left token of every cell."""
-    rows = [[r % factor == 0 and c % factor == 0 for c in range(width)] for r in range(height)]
-    return torch.tensor(rows).flatten()
+def kept_keys(height: int, width: int, factor: int, at: tuple[int, int] = (0, 0)) -> Tensor:
+    """[height * width], True for one token of every cell.
+
+    Args:
+        height: of the grid.
+        width: of the grid.
+        factor: side of a cell.
+        at: row and column of the token in its cell; the last where a partial cell lacks it.
+    """
+    kept = torch.zeros(height, width, dtype=torch.bool)
+    for top in range(0, height, factor):
+        for left in range(0, width, factor):
+            kept[min(top + at[0], height - 1), min(left + at[1], width - 1)] = True
+    return kept.flatten()
 
 
-def log_multiplicities(norms: Tensor, height: int, width: int, factor: int, anchors: int) -> Tensor:
+def log_multiplicities(
+    norms: Tensor,
+    height: int,
+    width: int,
+    factor: int,
+    anchors: int,
+    at: tuple[int, int] = (0, 0),
+) -> Tensor:
     """What is added to the logits of every token.
 
     Args:
@@ -28,11 +45,12 @@ def log_multiplicities(norms: Tensor, height: int, width: int, factor: int, anch
         width: of the grid.
         factor: linear.
         anchors: how many, at most.
+        at: as in kept_keys.
 
     Returns:
         [batch, tokens]: 2 log factor on the grid, 0 at anchors, minus infinity at dropped tokens.
     """
-    on_grid = kept_keys(height, width, factor)
+    on_grid = kept_keys(height, width, factor, at)
     bias = torch.full(norms.shape, -math.inf, dtype=torch.float64)
     for row, lengths in zip(bias, norms.tolist(), strict=True):
         off_grid = [i for i, on in enumerate(on_grid.tolist()) if not on]
@@ -69,7 +87,10 @@ class Coarse:
         factor: linear.
         anchors: how many.
         mean: cells are averaged.
+        at: row and column of the kept token in its cell.
     """
+
+    at = (0, 0)
 
     def __init__(self, grid: tuple[int, int], factor: int, anchors: int, mean: bool) -> None:
         self.grid, self.factor, self.anchors, self.mean = grid, factor, anchors, mean
@@ -92,7 +113,7 @@ class Coarse:
         height, width = self.grid
         batch, tokens, _ = hidden_states.shape
         assert tokens == height * width, f"{tokens} tokens on a {height} x {width} grid"
-        bias = log_multiplicities(self.norms, height, width, self.factor, self.anchors)
+        bias = log_multiplicities(self.norms, height, width, self.factor, self.anchors, self.at)
         source = hidden_states
         if self.mean:  # every token may be an anchor: append the averages, drop what is no anchor
             means = cell_means(hidden_states, height, width, self.factor)

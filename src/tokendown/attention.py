@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ._errors import GridError
-from .config import Method
+from .config import CellMethod
 from .grid import Grid
 from .select import select
 
@@ -27,7 +27,7 @@ def attend(
     *,
     factor: int = 2,
     anchors: int = 32,
-    method: Method = "nearest",
+    method: CellMethod = "nearest",
     exact: int = 0,
     scale: float | None = None,
 ) -> Tensor:

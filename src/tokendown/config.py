@@ -9,7 +9,8 @@ from typing import Any, Literal, get_args
 from ._errors import ConfigError
 
 Preset = Literal["auto", "paper"]
-Method = Literal["nearest", "mean"]
+Method = Literal["nearest", "mean", "jitter"]
+CellMethod = Literal["nearest", "mean"]  # of one call, which knows no steps
 
 # The published set-up always leaves 4096 keys of a square image: factor 2, 3, 4 at 1024, 1536 and
 # 2048 pixels of Stable Diffusion 1.5. Source: arXiv:2402.13573 and its authors' public demo.
@@ -37,7 +38,10 @@ class PatchConfig:
             effect where ``factor`` is given.
         anchors: tokens off the grid that are kept as well, the longest before the norm, >= 0.
             None means 32, or 0 with the preset ``"paper"``.
-        method: ``"nearest"`` keeps the top-left token of a cell, ``"mean"`` averages the cell.
+        method: ``"nearest"`` keeps the top-left token of a cell, ``"mean"`` averages the cell,
+            ``"jitter"`` keeps one token, another at every step of the sampling (outside a
+            pipeline's steps it is the top-left one). None means "jitter", or "nearest" with the
+            preset ``"paper"``.
         start: fraction of the schedule, in [0, 1), at which the patch becomes active.
         stop: fraction of the schedule, in (start, 1], from which it is inactive again.
         controlnet: patch the ControlNets of a pipeline as well.
@@ -58,7 +62,7 @@ class PatchConfig:
     factor: int | Mapping[int, int] | None = None
     budget: int | None = None
     anchors: int | None = None
-    method: Method = "nearest"
+    method: Method | None = None
     start: float = 0.0
     stop: float = 1.0
     controlnet: bool = False
@@ -68,8 +72,12 @@ class PatchConfig:
 
     def __post_init__(self) -> None:
         _expect(self.preset in get_args(Preset), "preset 'auto' or 'paper'", self.preset)
-        _expect(self.method in get_args(Method), "method 'nearest' or 'mean'", self.method)
         paper = self.preset == "paper"
+        if self.method is None:
+            object.__setattr__(self, "method", "nearest" if paper else "jitter")
+        _expect(
+            self.method in get_args(Method), "method 'nearest', 'mean' or 'jitter'", self.method
+        )
         if self.budget is None:
             object.__setattr__(self, "budget", PAPER_BUDGET if paper else AUTO_BUDGET)
         if self.anchors is None:

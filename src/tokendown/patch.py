@@ -48,7 +48,7 @@ class Patch:
             schedule.release(self._scheduler)
 
     def set_progress(self, step: int, steps: int) -> None:
-        """Tells a patch with a step window where a hand-written sampling loop is.
+        """Tells a patch with a step window or jitter where a hand-written sampling loop is.
 
         Args:
             step: index of the coming step, from 0.
@@ -114,7 +114,7 @@ def apply_patch(
     factor: int | Mapping[int, int] | None = None,
     budget: int | None = None,
     anchors: int | None = None,
-    method: Method = "nearest",
+    method: Method | None = None,
     start: float = 0.0,
     stop: float = 1.0,
     controlnet: bool = False,
@@ -133,7 +133,8 @@ def apply_patch(
         factor: linear, >= 1, instead of the preset's choice; or a dict from downsampling to factor.
         budget: most grid keys that a layer may keep, >= 1; None means the preset's own.
         anchors: tokens kept besides the grid, >= 0; None means 32, or 0 with preset "paper".
-        method: "nearest" or "mean".
+        method: "nearest", "mean" or "jitter" (another token of a cell at every step); None means
+            "jitter", or "nearest" with preset "paper".
         start: fraction of the schedule at which the patch becomes active.
         stop: fraction of the schedule from which it is inactive again.
         controlnet: patch the ControlNets of a pipeline as well.

@@ -15,8 +15,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from ._errors import GridError
-from .config import Method
+from .config import CellMethod
 from .grid import Grid
+from .jitter import Place
 
 
 @dataclass(frozen=True)
@@ -28,16 +29,18 @@ class Selection:
         factor: linear, >= 1.
         method: "nearest" or "mean", see :func:`select_tokens`.
         anchors: indices of tokens kept besides the grid, [..., A], or None.
+        place: of the kept token in its cell, with "nearest"; None is the top left.
     """
 
     grid: Grid
     factor: int
-    method: Method = "nearest"
+    method: CellMethod = "nearest"
     anchors: Tensor | None = None
+    place: Place | None = None
 
     def take(self, x: Tensor) -> Tensor:
         """[..., N, C] -> [..., M + A, C]; leading dimensions as those of the anchors."""
-        kept = select_tokens(x, self.grid, self.factor, self.method)
+        kept = self._on_grid(x)
         if self.anchors is None:
             return kept
         index = self.anchors.unsqueeze(-1).expand(*x.shape[:-2], -1, x.shape[-1])
@@ -59,8 +62,7 @@ class Selection:
             raise GridError(
                 "cell averages cannot follow an attention mask over keys; use method='nearest'"
             )
-        columns = mask.unflatten(-1, (self.grid.height, self.grid.width))
-        kept: Tensor = columns[..., :: self.factor, :: self.factor].flatten(-2)
+        kept = self._on_grid(mask.unsqueeze(-1)).squeeze(-1)
         if self.anchors is None:
             return kept
         batch, count = self.anchors.shape
@@ -92,9 +94,22 @@ class Selection:
             ]
         )
 
+    def _on_grid(self, x: Tensor) -> Tensor:
+        """[..., N, C] -> [..., M, C]"""
+        if self.place is None or self.factor == 1:
+            return select_tokens(x, self.grid, self.factor, self.method)
+        index = self.place.index(self.grid.height, self.grid.width, self.factor, x.device)
+        return x.index_select(-2, index)
+
 
 def select(
-    scores: Tensor | None, grid: Grid, factor: int, *, anchors: int = 0, method: Method = "nearest"
+    scores: Tensor | None,
+    grid: Grid,
+    factor: int,
+    *,
+    anchors: int = 0,
+    method: CellMethod = "nearest",
+    place: Place | None = None,
 ) -> Selection:
     """Chooses the anchors: the highest scores that are not on the coarse grid anyway.
 
@@ -104,18 +119,24 @@ def select(
         factor: linear, >= 1.
         anchors: how many, >= 0; fewer where fewer tokens are off the grid.
         method: with "mean" no token itself is on the grid, so every token may be an anchor.
+        place: of the kept token in its cell, with "nearest"; None is the top left.
     """
     count = kept_tokens(grid, factor, anchors, method) - grid.coarse(factor).tokens
     if count == 0 or scores is None:
-        return Selection(grid, factor, method)
-    if method == "nearest":
-        scores = scores.detach().clone()
+        return Selection(grid, factor, method, place=place)
+    scores = scores.detach()
+    if place is not None:
+        kept = place.index(grid.height, grid.width, factor, scores.device)
+        scores = scores.index_fill(-1, kept, -torch.inf)
+    elif method == "nearest":
+        scores = scores.clone()
         cells = scores.unflatten(-1, (grid.height, grid.width))
         cells[..., ::factor, ::factor] = -torch.inf
-    return Selection(grid, factor, method, scores.topk(count, dim=-1, sorted=False).indices)
+    found = scores.topk(count, dim=-1, sorted=False).indices
+    return Selection(grid, factor, method, found, place)
 
 
-def kept_tokens(grid: Grid, factor: int, anchors: int, method: Method = "nearest") -> int:
+def kept_tokens(grid: Grid, factor: int, anchors: int, method: CellMethod = "nearest") -> int:
     """How many keys are kept: the coarse grid, and as many anchors as there are tokens off it."""
     if factor == 1:
         return grid.tokens
@@ -123,7 +144,7 @@ def kept_tokens(grid: Grid, factor: int, anchors: int, method: Method = "nearest
     return coarse + min(anchors, grid.tokens - (0 if method == "mean" else coarse))
 
 
-def select_tokens(x: Tensor, grid: Grid, factor: int, method: Method = "nearest") -> Tensor:
+def select_tokens(x: Tensor, grid: Grid, factor: int, method: CellMethod = "nearest") -> Tensor:
     """Keeps one token per ``factor`` x ``factor`` cell of a row-major token grid.
 
     Args:

@@ -8,13 +8,14 @@ order: exact tokens before, the boxes, anchors, exact tokens after.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import ceil, log
 
 import torch
 from torch import Tensor
 
 from .grid import Grid
+from .jitter import Place
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class Box:
         width: tokens.
         factor: linear, in height and width, >= 1.
         temporal: one of so many frames is kept, >= 1.
+        place: of the kept token in its cell; None is the top left.
     """
 
     frames: int
@@ -34,6 +36,7 @@ class Box:
     width: int
     factor: int = 1
     temporal: int = 1
+    place: Place | None = field(default=None, compare=False)
 
     @property
     def grid(self) -> Grid:
@@ -54,12 +57,32 @@ class Box:
         """How many original tokens a kept one stands for."""
         return self.temporal * self.factor**2
 
-    def on_grid(self, x: Tensor, dim: int) -> Tensor:
-        """The kept tokens as a strided view: ``dim`` becomes (frames, height, width)."""
+    def take(self, x: Tensor, dim: int) -> Tensor:
+        """Keeps ``kept`` of the ``tokens`` entries of a dimension."""
+        if self.place is not None and self.factor > 1:
+            return x.index_select(dim, self._index(self.place, x.device))
+        return self._strided(x, dim).flatten(dim, dim + 2)
+
+    def put(self, full: Tensor, kept: Tensor) -> None:
+        """The inverse along dimension 1, in place: ``full`` has ``tokens`` entries there."""
+        if self.place is not None and self.factor > 1:
+            full.index_copy_(1, self._index(self.place, full.device), kept)
+        else:
+            target = self._strided(full, 1)
+            target.copy_(kept.unflatten(1, target.shape[1:4]))
+
+    def _strided(self, x: Tensor, dim: int) -> Tensor:
+        """The kept tokens as a view: ``dim`` becomes (frames, height, width)."""
         maps = x.unflatten(dim, (self.frames, self.height, self.width))
         cells = [slice(None, None, step) for step in (self.temporal, self.factor, self.factor)]
         kept: Tensor = maps[tuple([slice(None)] * dim + cells)]
         return kept
+
+    def _index(self, place: Place, device: torch.device) -> Tensor:
+        """The kept tokens of all kept frames, [kept]."""
+        one = place.index(self.height, self.width, self.factor, device)
+        frames = torch.arange(0, self.frames, self.temporal, device=device)
+        return (frames[:, None] * (self.height * self.width) + one).flatten()
 
 
 @dataclass(frozen=True)
@@ -121,7 +144,7 @@ class Sequence:
         parts = [x.narrow(dim, 0, self.before)] if self.before else []
         for start, box in self._starts():
             part = x.narrow(dim, start, box.tokens)
-            parts.append(box.on_grid(part, dim).flatten(dim, dim + 2))
+            parts.append(box.take(part, dim))
         if self.anchors is not None:
             parts.append(torch.take_along_dim(x, self._index(x, dim), dim))
         if self.after:
@@ -137,8 +160,7 @@ class Sequence:
         first = self.before
         full[:, :first] = kept[:, :first]
         for start, box in self._starts():
-            target = box.on_grid(full.narrow(1, start, box.tokens), 1)
-            target.copy_(kept.narrow(1, first, box.kept).unflatten(1, target.shape[1:4]))
+            box.put(full.narrow(1, start, box.tokens), kept.narrow(1, first, box.kept))
             first += box.kept
         if self.anchors is not None:
             count = self.anchors.shape[-1]
@@ -189,7 +211,7 @@ def choose_anchors(scores: Tensor, box: Box, count: int) -> Tensor | None:
     if count == 0:
         return None
     scores = scores.detach().clone()
-    box.on_grid(scores, 1).fill_(-torch.inf)
+    box.put(scores, scores.new_full((len(scores), box.kept), -torch.inf))
     return scores.topk(count, dim=-1, sorted=False).indices
 
 

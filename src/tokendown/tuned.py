@@ -27,7 +27,8 @@ class LayerChoice:
         anchors: tokens off the grid that are kept as well, >= 0.
         start: fraction of the schedule, in [0, 1), from which the layer is coarse.
         stop: fraction of the schedule, in (start, 1], from which it is dense again.
-        method: "nearest" keeps the top-left token of each cell, "mean" averages the cell.
+        method: "nearest" keeps the top-left token of each cell, "mean" averages the cell, "jitter"
+            keeps another token of it at every step.
 
     Raises:
         ConfigError: a value is out of its range.

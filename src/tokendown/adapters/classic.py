@@ -139,7 +139,10 @@ class FewerKeys(ForwardIntercept):
             )
         grid, rule = layer.grid, layer.rule
         assert rule is not None, "installed on layers with a rule only"
-        return select(scores, grid, rule.factor(grid), anchors=rule.anchors, method=rule.method)
+        return select(
+            scores, grid, rule.factor(grid),
+            anchors=rule.anchors, method=rule.method, place=layer.place,
+        )  # fmt: skip
 
     def _attend(
         self, hidden_states: Tensor, selection: Selection, mask: Tensor | None, **kwargs: Any

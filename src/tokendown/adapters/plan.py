@@ -8,12 +8,14 @@ one graph.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from torch import Tensor
 
 from .._errors import ConfigError, NothingPatchedError, UnsupportedModelError
-from ..config import Method, PatchConfig
+from ..config import CellMethod, Method, PatchConfig
 from ..grid import Grid
+from ..jitter import Place
 from ..tuned import Options, TunedPlan
 
 
@@ -29,7 +31,7 @@ class Layer:
         head_dim: channels a head.
         rule: what it keeps; None leaves it dense.
         reason: why it is left dense, for people.
-        clock: when it is coarse; None means at all steps.
+        clock: when it is coarse, and which tokens it keeps; None means the same at all steps.
         height, width: its grid in the latest forward pass; 0 before the first.
         scores: [batch, tokens], on their way from the block's norm to its attention; else None.
     """
@@ -61,7 +63,7 @@ class Layer:
         Raises:
             ConfigError: there is a window, but nothing tells how far the sampling has come.
         """
-        if self.clock is None:
+        if self.clock is None or self.clock.whole:
             return True
         if not self.clock.running:
             raise ConfigError(
@@ -71,6 +73,12 @@ class Layer:
                 "loop of your own"
             )
         return self.clock.active
+
+    @property
+    def place(self) -> Place | None:
+        """Of the kept token in its cell; None is the top left."""
+        moves = self.rule is not None and self.rule.jitter and self.clock is not None
+        return self.clock.place if moves and self.clock is not None else None
 
 
 @dataclass(frozen=True)
@@ -82,6 +90,7 @@ class Rule:
         budget: most grid keys, where no factor is fixed.
         anchors: kept besides the grid.
         method: of taking the grid.
+        jitter: whether the kept token of a cell is another one at every step.
         window: fractions of the schedule between which the layer is coarse.
         multiplicity: whether a kept key counts as often as it stands for a token.
         references: linear factor of reference pictures in the same sequence.
@@ -91,7 +100,8 @@ class Rule:
     fixed: int | None = None
     budget: int = 1
     anchors: int = 0
-    method: Method = "nearest"
+    method: CellMethod = "nearest"
+    jitter: bool = False
     window: tuple[float, float] = (0.0, 1.0)
     multiplicity: bool = True
     references: int = 1
@@ -108,14 +118,16 @@ class Rule:
 class Clock:
     """How far the sampling has come, counted in steps: reading a timestep would stall a GPU.
 
-    ``active`` is decided when a step ends, not when a layer runs: a compiled model sees one
-    boolean that changes at most twice, not a step index that would recompile it at every step.
+    ``active`` and ``place`` are decided when a step ends, not when a layer runs: a compiled model
+    sees a boolean that changes at most twice and the values of tensors, not a step index that
+    would recompile it at every step.
 
     Args:
         start, stop: fractions of the schedule between which the patch is active.
         steps: length of the schedule; 0 before the first.
         step: index of the current step.
         detached: whether its patch is gone, so that no scheduler need tell it anything.
+        place: of kept tokens in their cells at this step, where a layer moves them.
     """
 
     start: float
@@ -125,10 +137,17 @@ class Clock:
     running: bool = False
     active: bool = False
     detached: bool = False
+    place: Place = field(default_factory=lambda: Place.at(0))
+
+    @property
+    def whole(self) -> bool:
+        """Whether the patch is active at all steps, so that nobody has to tell which one it is."""
+        return self.start <= 0.0 and self.stop >= 1.0
 
     def set(self, step: int, steps: int) -> None:
         self.step, self.steps = step, steps
         self.running = step < steps
+        self.place = Place.at(step if self.running else 0)
         self.active = self.running and self.start <= step / steps < self.stop
 
 
@@ -140,7 +159,7 @@ class Plan:
         config: what the user asked for.
         layers: every self-attention layer on an image grid, in model order.
         left_alone: name to reason, for other attention that looks like self-attention.
-        clocks: one for each step window that is not the whole schedule.
+        clocks: one for each step window, where a layer has to know the step.
     """
 
     config: Options
@@ -172,7 +191,7 @@ def assign_rules(plan: Plan, classes: list[str]) -> None:
     clocks: dict[tuple[float, float], Clock] = {}
     for layer in plan.patched:
         assert layer.rule is not None, "patched layers have one"
-        if layer.rule.window != (0.0, 1.0):
+        if layer.rule.jitter or layer.rule.window != (0.0, 1.0):
             layer.clock = clocks.setdefault(layer.rule.window, Clock(*layer.rule.window))
     plan.clocks = list(clocks.values())
 
@@ -199,7 +218,7 @@ def _follow_tuned(plan: Plan, tuned: TunedPlan, classes: list[str]) -> None:
         else:
             window = (choice.start, choice.stop)
             layer.rule = Rule(
-                choice.factor, anchors=choice.anchors, method=choice.method, window=window
+                choice.factor, anchors=choice.anchors, **_way(choice.method), window=window
             )
     if not plan.patched:
         raise NothingPatchedError("this plan leaves every layer of the model dense")
@@ -231,15 +250,22 @@ def _wanted(config: PatchConfig, found: dict[int, int]) -> dict[int, Rule]:
     """Level to rule."""
     assert config.budget is not None, "PatchConfig fills it in"
     assert config.anchors is not None, "PatchConfig fills it in"
+    assert config.method is not None, "PatchConfig fills it in"
     rule = Rule(
-        None, config.budget, config.anchors, config.method, (config.start, config.stop),
-        config.multiplicity, config.references, config.temporal_factor,
+        None, config.budget, config.anchors, **_way(config.method),
+        window=(config.start, config.stop), multiplicity=config.multiplicity,
+        references=config.references, temporal=config.temporal_factor,
     )  # fmt: skip
     if isinstance(config.factor, int):
         return {min(found): replace(rule, fixed=config.factor)}
     if config.factor is not None:
         return {level: replace(rule, fixed=factor) for level, factor in config.factor.items()}
     return dict.fromkeys([1] if config.preset == "paper" else found, rule)
+
+
+def _way(method: Method) -> Any:
+    """A user's method as fields of a rule."""
+    return {"method": "mean" if method == "mean" else "nearest", "jitter": method == "jitter"}
 
 
 def _levels(layers: list[Layer]) -> dict[int, int]:

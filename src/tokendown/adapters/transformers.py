@@ -246,7 +246,7 @@ def make_plan(model: nn.Module, adapter: Adapter, config: Options | None) -> Joi
     if config is not None and _averages(config):
         raise ConfigError(
             "cell averages do not go with rotary positions and normalised keys; use "
-            "method='nearest' for this model"
+            "method='nearest' or 'jitter' for this model"
         )
     plan = JointPlan(config or PatchConfig(), [])
     for name, _, attention, blocks in attentions(model, adapter):

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from .._errors import ConfigError
-from ..config import Method
+from ..config import CellMethod
 from ..grid import Grid
 from ..patch import find_denoisers
 from ..request import Request
@@ -25,7 +25,7 @@ from .probe import LayerProbe, Probe
 FACTORS = (2, 3, 4, 6, 8)
 # With 512 anchors a grid of 64 x 64 at factor 3 has fewer keys than at factor 2 without any.
 ANCHORS = (0, 8, 32, 128, 512)
-METHODS: tuple[Method, ...] = get_args(Method)
+METHODS: tuple[CellMethod, ...] = get_args(CellMethod)
 QUERIES = 256
 _MAP = 32  # most rows and columns of a map that is kept
 
@@ -136,7 +136,7 @@ def analyze(
     *,
     factors: Sequence[int] = FACTORS,
     anchors: Sequence[int] = ANCHORS,
-    methods: Sequence[Method] = METHODS,
+    methods: Sequence[CellMethod] = METHODS,
     queries: int = QUERIES,
     progress: Progress | None = None,
     made: Callable[[Picture], None] | None = None,

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..adapters.dispatch import merge
-from ..config import Method
+from ..config import CellMethod
 from ..grid import Grid
 from ..sequence import Box, choose_anchors
 
@@ -32,7 +32,7 @@ class Candidate(NamedTuple):
 
     factor: int
     anchors: int = 0
-    method: Method = "nearest"
+    method: CellMethod = "nearest"
 
     def __str__(self) -> str:
         """2/32, or 2/32/mean."""

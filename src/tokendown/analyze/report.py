@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from statistics import fmean
 
-from ..config import AUTO_ANCHORS, Method
+from ..config import AUTO_ANCHORS, CellMethod
 from . import svg
 from .analysis import METHODS, Analysis, LayerAnalysis
 from .measures import TOP, Candidate
@@ -72,7 +72,7 @@ def _errors(analysis: Analysis) -> str:
     )
 
 
-def _errors_of(analysis: Analysis, method: Method) -> list[str]:
+def _errors_of(analysis: Analysis, method: CellMethod) -> list[str]:
     """One map, if there is a candidate of that method."""
     every = sorted({each for layer in analysis.layers for each in layer.errors})
     candidates = [each for each in every if each.method == method]

@@ -87,7 +87,9 @@ Anchors = Annotated[
 Method = Annotated[
     str | None,
     typer.Option(
-        metavar="nearest|mean", help="One token of a cell, or its mean.", rich_help_panel=_PATCH
+        metavar="nearest|mean|jitter",
+        help="The first token of a cell, its mean, or another token at every step.",
+        rich_help_panel=_PATCH,
     ),
 ]
 Start = Annotated[

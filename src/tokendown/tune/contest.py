@@ -14,10 +14,9 @@ from statistics import fmean
 from typing import Any
 
 from .._errors import ConfigError
-from ..analyze.measures import Candidate
 from ..sampling import Picture
 from ..tuned import TunedPlan
-from .effects import make, picture_error
+from .effects import candidate_of, make, picture_error
 from .menu import Menu, choose
 
 Choices = tuple[int, ...]
@@ -46,7 +45,7 @@ def uniform(menu: Menu, limit: float | None, error: float | None) -> list[Choice
     Layers that lack the candidate stay dense.
     """
     names = [options[0].name for options in menu.options]
-    candidates = {Candidate(x.factor, x.anchors, x.method) for o in menu.options for x in o[1:]}
+    candidates = {candidate_of(choice, choice.factor) for o in menu.options for choice in o[1:]}
     every = {tuple(menu.find(dict.fromkeys(names, each))) for each in sorted(candidates)}
     within = [
         choices

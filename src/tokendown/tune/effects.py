@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..analyze import Analysis, LayerAnalysis
 from ..analyze.measures import DENSE, Candidate
+from ..config import CellMethod, PatchConfig
 from ..patch import apply_patch
 from ..request import Request
 from ..sampling import Picture, sample
@@ -60,12 +61,24 @@ def plan_of(
 
 
 def choice_of(layer: LayerAnalysis, candidate: Candidate, window: Window) -> LayerChoice:
-    """A line of a plan; the dense one has no window."""
-    start, stop = window if candidate.factor > 1 else (0.0, 1.0)
-    factor, anchors, method = candidate if candidate.factor > 1 else DENSE
+    """A line of a plan; the dense one has no window.
+
+    Single tokens of cells are jittered: at one step that is as good as the top left ones, which
+    were measured, and over all steps better.
+    """
+    if candidate.factor == 1:
+        return LayerChoice(layer.name, layer.channels, layer.heads)
+    factor, anchors, cells = candidate
     return LayerChoice(
-        layer.name, layer.channels, layer.heads, factor, anchors, start, stop, method
-    )
+        layer.name, layer.channels, layer.heads, factor, anchors, *window,
+        method="mean" if cells == "mean" else "jitter",
+    )  # fmt: skip
+
+
+def candidate_of(choice: LayerChoice | PatchConfig, factor: int) -> Candidate:
+    """What a choice was measured as, at a factor."""
+    cells: CellMethod = "mean" if choice.method == "mean" else "nearest"
+    return Candidate(factor, choice.anchors or 0, cells) if factor > 1 else DENSE
 
 
 def size_of(analysis: Analysis) -> tuple[int, int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 from .._errors import ConfigError
@@ -11,7 +11,7 @@ from ..analyze import Analysis
 from ..analyze.measures import DENSE, Candidate
 from ..tuned import LayerChoice
 from .costs import Costs
-from .effects import choice_of, parts_of
+from .effects import candidate_of, choice_of, parts_of
 from .knapsack import Front, best_tradeoffs
 
 
@@ -80,9 +80,9 @@ class Menu:
         """The options in which layers are at these candidates at all steps."""
         found = []
         for options in self.options:
-            factor, anchors, method = candidates.get(options[0].name, DENSE)
-            wanted = replace(options[0], factor=factor, anchors=anchors, method=method)
-            found.append(options.index(wanted) if wanted in options else 0)
+            wanted = (candidates.get(options[0].name, DENSE), 0.0, 1.0)
+            known = [(candidate_of(x, x.factor), x.start, x.stop) for x in options]
+            found.append(known.index(wanted) if wanted in known else 0)
         return found
 
 

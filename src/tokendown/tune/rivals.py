@@ -12,7 +12,7 @@ import torch
 from .._errors import NothingPatchedError
 from ..adapters.inputs import denoiser_inputs
 from ..adapters.skeleton import on_meta
-from ..analyze.measures import DENSE, Candidate
+from ..analyze.measures import Candidate
 from ..config import AUTO_ANCHORS, PatchConfig
 from ..generate import summary_of
 from ..methods import merged
@@ -20,6 +20,7 @@ from ..patch import find_denoisers
 from ..request import Request
 from ..scales import spatial_scale
 from ..summary import Summary
+from .effects import candidate_of
 
 
 @dataclass(frozen=True)
@@ -39,10 +40,8 @@ class Rival:
     @property
     def candidates(self) -> dict[str, Candidate]:
         """What each layer keeps, by name."""
-        coarse = (self.config.anchors or 0, self.config.method)
         return {
-            layer.name: Candidate(layer.factor, *coarse) if layer.factor > 1 else DENSE
-            for layer in self.summary.layers
+            layer.name: candidate_of(self.config, layer.factor) for layer in self.summary.layers
         }
 
 
@@ -50,7 +49,7 @@ def presets(pipe: Any, request: Request) -> dict[str, Rival]:
     """ "paper" and "auto" where they change something at this size, else their nearest kin."""
     found = {}
     for key, config, instead in (
-        ("paper", PatchConfig(preset="paper"), PatchConfig(factor=2, anchors=0)),
+        ("paper", PatchConfig(preset="paper"), PatchConfig(preset="paper", factor=2)),
         ("auto", PatchConfig(), PatchConfig(factor=2, anchors=AUTO_ANCHORS)),
     ):
         name, chosen = key, config

@@ -1,0 +1,200 @@
+"""Another token of each cell at every step: which, exactly what is computed, and what stays put."""
+
+from __future__ import annotations
+
+import copy
+import math
+import pickle
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch._dynamo.testing import CompileCounter
+
+import joint_reference
+import reference
+import tiny
+import tiny_transformers
+from joint_reference import Want
+from tokendown import ConfigError, PatchConfig, apply_patch
+from tokendown.jitter import Place
+
+# Bayer's matrix as it is published: the number of a place is the step that takes it.
+BAYER = [[0, 8, 2, 10], [12, 4, 14, 6], [3, 11, 1, 9], [15, 7, 13, 5]]
+PLACES = {step: (r, c) for r, row in enumerate(BAYER) for c, step in enumerate(row)}
+
+
+@pytest.mark.parametrize("step", range(16))
+def test_the_order_is_bayers(step):
+    index = Place.at(step).index(8, 12, 4, torch.device("cpu"))
+    assert torch.equal(index, reference.kept_keys(8, 12, 4, PLACES[step]).nonzero()[:, 0])
+
+
+@pytest.mark.parametrize("factor", [2, 4, 8, 16])
+def test_as_many_steps_as_tokens_take_every_token_of_a_cell(factor):
+    places = [Place.at(step).index(factor, factor, factor, torch.device("cpu")).item()
+              for step in range(factor**2)]  # fmt: skip
+    assert sorted(places) == list(range(factor**2))
+
+
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(2, 9), st.integers(0, 300))
+def test_every_cell_keeps_one_token_of_its_own(height, width, factor, step):
+    index = Place.at(step).index(height, width, factor, torch.device("cpu"))
+    cells = [(i // width // factor, i % width // factor) for i in index.tolist()]
+    rows, columns = -(-height // factor), -(-width // factor)
+    assert cells == [(row, column) for row in range(rows) for column in range(columns)]
+
+
+def test_it_is_the_default_of_auto_and_not_of_paper():
+    assert PatchConfig().method == "jitter"
+    assert PatchConfig(factor=2).method == "jitter"
+    assert PatchConfig(preset="paper").method == "nearest"
+    assert PatchConfig(preset="paper", method="jitter").method == "jitter"
+    with pytest.raises(ConfigError, match="'jitter'"):
+        PatchConfig(method="dither")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("factor", [2, 3, 4])
+@pytest.mark.parametrize("anchors", [0, 5])
+def test_a_unet_keeps_the_tokens_of_the_step(factor, anchors):
+    unet, size = tiny.shallow_unet().double(), (9, 14)
+    dense, outputs = tiny.run(unet, *size), []
+    patch = apply_patch(unet, factor=factor, anchors=anchors)
+    for step in range(6):
+        patch.set_progress(step, 6)
+        outputs.append(tiny.run(unet, *size))
+    patch.remove()
+    assert torch.equal(tiny.run(unet, *size), dense)
+    for step, got in enumerate(outputs):
+        model = copy.deepcopy(unet)
+        for processor in reference.coarsen(model, "shallow_unet", size, {1: factor}, anchors):
+            row, column = PLACES[step]
+            processor.at = (row * factor // 4, column * factor // 4)
+        want = tiny.run(model, *size)
+        torch.testing.assert_close(got, want, rtol=0, atol=1e-5 * want.abs().max().item())
+    different = [(a - outputs[0]).abs().max().item() for a in outputs[1:4]]
+    assert min(different) > 1e-3
+
+
+# One for each way of taking keys: rows of a rotary table, places between zeros, fused projections,
+# a layer that sees the picture alone, masks.
+@pytest.mark.parametrize(
+    "kind", ["flux", "flux2", "sd35", "qwen_image", "wan", "z_image", "hunyuan_video", "cogvideox"]
+)
+@pytest.mark.parametrize("anchors", [0, 4])
+def test_a_transformer_keeps_the_tokens_of_the_step(kind, anchors):
+    model = getattr(tiny_transformers, kind)().double()
+    size = (7, 10)
+    frames = 1 if kind in ("flux", "flux2", "sd35", "qwen_image", "z_image") else None
+    shape = (frames or tiny_transformers.FRAMES, *size)
+    patch = apply_patch(model, factor=4, anchors=anchors)
+    patch.set_progress(5, 20)
+    got = tiny_transformers.run(kind, model, *size)
+    patch.remove()
+    want = {at: _wanted(kind, model, size, Want((shape,), 4, anchors, at=at))
+            for at in ((0, 0), PLACES[5])}  # fmt: skip
+    assert (want[0, 0] - want[PLACES[5]]).abs().max() > 1e-3
+    got_scale = got.abs().max().item()
+    torch.testing.assert_close(got, want[PLACES[5]], rtol=0, atol=1e-5 * got_scale)
+
+
+def _wanted(kind: str, model: Any, size: tuple[int, int], want: Want) -> torch.Tensor:
+    model = copy.deepcopy(model)
+    joint_reference.coarsen(model, kind, want)
+    return tiny_transformers.run(kind, model, *size)
+
+
+def test_masks_follow_the_kept_tokens():
+    torch.manual_seed(0)
+    unet = tiny.shallow_unet().double()
+    layer = unet.down_blocks[0].attentions[0].transformer_blocks[0].attn1
+    x, mask = torch.randn(2, 54, layer.query_dim).double(), torch.randn(2, 1, 54).double()
+    patch = apply_patch(unet, factor=2, anchors=0)
+    tiny.run(unet, 6, 9)  # the grid is read
+    patch.set_progress(1, 4)
+    got = layer(x, attention_mask=mask)
+    patch.remove()
+    dropped = ~reference.kept_keys(6, 9, 2, (1, 1))
+    want = layer(x, attention_mask=mask.masked_fill(dropped, -torch.inf))
+    torch.testing.assert_close(got, want)
+
+
+class Seen:
+    """Which tokens a patched layer gives to ``to_k``, told by their values."""
+
+    def __init__(self, pipe) -> None:
+        attention = pipe.unet.down_blocks[0].attentions[0].transformer_blocks[0].attn1
+        attention.to_q.register_forward_pre_hook(self.note_all)
+        attention.to_k.register_forward_pre_hook(self.note_kept)
+        self.places: list[int] = []
+
+    def note_all(self, _, args) -> None:
+        self.tokens = args[0][0]
+
+    def note_kept(self, _, args) -> None:
+        first = args[0][0, 0]
+        self.places.append((self.tokens == first).all(-1).nonzero()[0, 0].item())
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("tokenizer")
+
+
+def test_a_pipeline_goes_through_the_places_and_begins_anew(folder):
+    pipe = tiny.sd_pipeline(folder, "DDIMScheduler", unet=tiny.shallow_unet())
+    seen = Seen(pipe)
+
+    def picture(steps):
+        generator = torch.Generator().manual_seed(0)
+        return pipe("a", num_inference_steps=steps, generator=generator, output_type="latent")[0]
+
+    with apply_patch(pipe, factor=2, anchors=0):
+        first = picture(5)
+        width = math.isqrt(len(seen.tokens))
+        assert seen.places == [0, width + 1, 1, width, 0]
+        assert torch.equal(picture(5), first)
+        fresh = tiny.run(pipe.unet, width, width)
+    with apply_patch(pipe, factor=2, anchors=0):
+        assert torch.equal(tiny.run(pipe.unet, width, width), fresh)
+    with apply_patch(pipe, factor=2, anchors=0, method="nearest"):
+        assert not torch.equal(picture(5), first)
+
+
+def test_a_copy_and_a_pickle_move_too():
+    unet, size = tiny.shallow_unet(), (6, 6)
+    patch = apply_patch(unet, factor=2, anchors=0)
+    patch.set_progress(1, 4)
+    want = tiny.run(unet, *size)
+    for other in (copy.deepcopy(unet), pickle.loads(pickle.dumps(unet))):
+        assert torch.equal(tiny.run(other, *size), want)
+
+
+def test_steps_may_be_told_in_and_out_of_inference_mode():
+    unet, size = tiny.shallow_unet(), (6, 6)
+    with torch.inference_mode():
+        patch = apply_patch(unet, factor=2)
+        patch.set_progress(1, 4)
+        want = tiny.run(unet, *size)
+    assert torch.equal(tiny.run(unet, *size), want)
+    patch.set_progress(1, 4)
+    with torch.enable_grad():
+        tiny.flatten(unet.requires_grad_()(**tiny.inputs(unet, *size))).sum().backward()
+
+
+@torch.no_grad()
+def test_a_compiled_model_needs_one_graph_for_all_places():
+    torch._dynamo.reset()
+    counter = CompileCounter()
+    unet, size = tiny.shallow_unet(), (8, 8)
+    patch = apply_patch(unet, factor=2, anchors=3)
+    compiled = torch.compile(unet, fullgraph=True, backend=counter)
+    for step in range(5):
+        patch.set_progress(step, 5)
+        got = tiny.flatten(compiled(**tiny.inputs(unet, *size)))
+        want = tiny.run(unet, *size)
+        torch.testing.assert_close(got, want, rtol=0, atol=1e-5 * want.abs().max().item())
+        assert counter.frame_count == 1
+    torch._dynamo.reset()
