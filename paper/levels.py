@@ -30,7 +30,7 @@ from tokendown.models import builtin
 
 FACTORS = (2, 4, 8)
 KEYS: tuple[tuple[Method, int], ...] = (
-    ("nearest", 0), ("nearest", 8), ("nearest", 32), ("mean", 0), ("mean", 32),
+    ("nearest", 0), ("nearest", 32), ("jitter", 0), ("jitter", 32), ("mean", 0), ("mean", 32),
 )  # fmt: skip
 
 

@@ -81,7 +81,7 @@ def methods(factors: tuple[int, ...]) -> dict[Method, tuple[str, int]]:
     found = {}
     for factor in factors:
         found[parse_method(f"tomesd={1 - 1 / factor**2:.4f},stride={factor}")] = ("ToMe", factor)
-        found[parse_method(f"factor={factor},anchors=0")] = ("ToDo", factor)
+        found[parse_method(f"paper,factor={factor}")] = ("ToDo", factor)
         found[parse_method(f"factor={factor}")] = ("tokendown", factor)
     return found
 

@@ -211,7 +211,7 @@ def test_a_step_window_is_honoured(kind):
     dense = run(kind, model)
     with apply_patch(model, factor=2):
         patched = run(kind, model)
-    with apply_patch(model, factor=2, start=0.25, stop=0.75) as patch:
+    with apply_patch(model, factor=2, start=0.25, stop=0.75, method="nearest") as patch:
         got = []
         for step in range(4):
             patch.set_progress(step, 4)

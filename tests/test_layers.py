@@ -17,7 +17,7 @@ ROOT = Path(tokendown.__file__).parent
 # slash is a folder: its files may import each other. Put a new file into the row where it belongs.
 LAYERS = [
     {"_errors"},
-    {"config", "grid", "flops", "scales"},
+    {"config", "grid", "flops", "scales", "jitter"},
     {"tuned"},
     {"select"},
     {"attention", "sequence"},

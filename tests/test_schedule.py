@@ -148,7 +148,7 @@ def test_the_window_holds_for_the_controlnet(tmp_path):
 def test_a_whole_window_needs_no_scheduler(tmp_path):
     pipe, _ = text_to_image(tmp_path)
     before = dict(pipe.scheduler.__dict__)
-    with apply_patch(pipe, factor=2):
+    with apply_patch(pipe, factor=2, method="nearest"):
         assert pipe.scheduler.__dict__ == before
 
 
@@ -160,7 +160,7 @@ def test_set_progress():
     dense = tiny.run(model, 8, 12)
     with apply_patch(model, factor=2):
         coarse = tiny.run(model, 8, 12)
-    with apply_patch(model, factor=2, start=0.25, stop=0.75) as patch:
+    with apply_patch(model, factor=2, start=0.25, stop=0.75, method="nearest") as patch:
         for step, want in enumerate([dense, coarse, coarse, dense]):
             patch.set_progress(step, 4)
             assert torch.equal(tiny.run(model, 8, 12), want)

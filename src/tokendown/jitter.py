@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 _QUARTERS = ((0, 0), (1, 1), (0, 1), (1, 0))  # a step and the next are far apart
-_DEPTH = 4  # 4^4 places, enough for cells of 16 x 16
+_DEPTH = 4  # 16 x 16 places
 
 
 @dataclass(frozen=True, eq=False)
 class Place:
-    """Where in its cell the kept token stands, as fractions of the side, in [0, 1).
+    """Where in its cell the kept token stands, in sixteenths of the side, 0 to 15.
 
     Two numbers in tensors: a compiled model takes them as inputs, and needs no new graph when they
     change. They are on the CPU, from where any device takes a number without waiting.
@@ -35,11 +35,11 @@ class Place:
     @classmethod
     def at(cls, step: int) -> Place:
         """Of a step >= 0: the order of Bayer's matrix (1973), which begins at the top left."""
-        down = right = 0.0
-        for depth in range(1, _DEPTH + 1):
+        down = right = 0
+        for depth in reversed(range(_DEPTH)):
             step, quarter = divmod(step, 4)
-            down += _QUARTERS[quarter][0] / 2**depth
-            right += _QUARTERS[quarter][1] / 2**depth
+            down += _QUARTERS[quarter][0] << depth
+            right += _QUARTERS[quarter][1] << depth
         return cls(torch.tensor(down, device="cpu"), torch.tensor(right, device="cpu"))
 
     def index(self, height: int, width: int, factor: int, device: torch.device) -> Tensor:
@@ -55,7 +55,7 @@ class Place:
         return (rows[:, None] * width + _along(width, factor, self.right, device)).flatten()
 
 
-def _along(side: int, factor: int, fraction: Tensor, device: torch.device) -> Tensor:
+def _along(side: int, factor: int, sixteenths: Tensor, device: torch.device) -> Tensor:
     """One of every ``factor`` rows or columns, [ceil(side / factor)]."""
     starts = torch.arange(0, side, factor, device=device)
-    return (starts + (fraction * factor).long()).clamp(max=side - 1)
+    return (starts + (sixteenths * factor >> _DEPTH)).clamp(max=side - 1)

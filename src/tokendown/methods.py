@@ -133,7 +133,7 @@ _BY_TYPE: dict[str, Callable[[str], Any]] = {
     "int": int,
     "float": float,
     "bool": _read_flag,
-    "Method": str,
+    "Method | None": str,
     "int | Mapping[int, int] | None": _read_factor,
 }
 # The options of PatchConfig that one word can say, whatever they are in this version.

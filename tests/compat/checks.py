@@ -2,7 +2,8 @@
 
 The oracle is dense attention by whatever processor is installed, told with an additive mask which
 keys do not count and how much the others do. It shares no code with tokendown: it drops nothing,
-projects every key, and is not told the grid by a hook but by the test.
+projects every key, and is not told the grid by a hook but by the test. Nor is it told the step:
+grids stand still here, and tests/test_jitter.py is about those that move.
 """
 
 from __future__ import annotations
@@ -126,7 +127,7 @@ def assert_composes(
         tolerance: relative, to the largest value.
         **options: further options of the patch.
     """
-    options = {"factor": dict(factors), "anchors": anchors, **options}
+    options = {"factor": dict(factors), "anchors": anchors, "method": "nearest", **options}
 
     def close(got: Tensor, want: Tensor) -> None:
         assert torch.isfinite(want).all()

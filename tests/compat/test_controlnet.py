@@ -51,7 +51,9 @@ def test_patched_controlnet(tokenizer_folder, count):
         only_unet = run()
         with oracle(pipe.controlnet, SQUARE):
             want = run()
-    with apply_patch(pipe, factor=FACTORS, anchors=ANCHORS, controlnet=True) as patch:
+    with apply_patch(
+        pipe, factor=FACTORS, anchors=ANCHORS, method="nearest", controlnet=True
+    ) as patch:
         assert len(patch.models) == 1 + count
         got = run()
     assert (only_unet - want).abs().max() > 1e-2
@@ -64,7 +66,7 @@ def test_patched_controlnet(tokenizer_folder, count):
 def test_controlnet_added_to_a_patched_unet(tokenizer_folder):
     """``from_pipe`` shares the patched U-Net; the new ControlNet comes dense."""
     plain = tiny.sd_pipeline(tokenizer_folder)
-    patch = apply_patch(plain, factor=FACTORS, anchors=ANCHORS)
+    patch = apply_patch(plain, factor=FACTORS, anchors=ANCHORS, method="nearest")
     pipe = diffusers.StableDiffusionControlNetPipeline.from_pipe(
         plain, controlnet=tiny.controlnet()
     )

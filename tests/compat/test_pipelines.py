@@ -30,7 +30,7 @@ def test_sdxl(tokenizer_folder):
 @pytest.mark.compat("SDXL: img2img from the base pipeline", note="shares the patched U-Net")
 def test_sdxl_image_to_image(tokenizer_folder):
     base = sdxl(tokenizer_folder)
-    apply_patch(base, factor={2: 2}, anchors=ANCHORS)
+    apply_patch(base, factor={2: 2}, anchors=ANCHORS, method="nearest")
     pipe = diffusers.AutoPipelineForImage2Image.from_pipe(base)
     pipe.set_progress_bar_config(disable=True)
     picture = torch.rand(1, 3, 48, 48, generator=torch.Generator().manual_seed(3))
@@ -40,7 +40,9 @@ def test_sdxl_image_to_image(tokenizer_folder):
 
     assert is_patched(pipe)
     got = run()
-    with apply_patch(pipe, factor={2: 2}, anchors=ANCHORS):  # replaces, then removes
+    with apply_patch(
+        pipe, factor={2: 2}, anchors=ANCHORS, method="nearest"
+    ):  # replaces, then removes
         assert torch.equal(run(), got)
     dense = run()
     with oracle(pipe.unet, {(12, 12): 2}):
