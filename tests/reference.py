@@ -152,8 +152,9 @@ LEVELS = {
     "i2vgen_unet": _TWO_LEVELS,
     "pixart": {"transformer_blocks": 1},
     "dit": {"transformer_blocks": 1},
+    "latte": {"transformer_blocks": 1},
 }
-PATCH_SIZES = {"pixart": 2, "dit": 2}
+PATCH_SIZES = {"pixart": 2, "dit": 2, "latte": 2}
 _TEMPORAL = ("motion_modules", "temporal", "temp_attentions", "transformer_in")
 
 

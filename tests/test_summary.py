@@ -26,6 +26,7 @@ FAMILIES: list[Callable[[], Any]] = [
     tiny.i2vgen_unet,
     tiny.pixart,
     tiny.dit,
+    tiny.latte,
 ]
 
 

@@ -214,6 +214,27 @@ def dit(seed: int = 0) -> diffusers.DiTTransformer2DModel:
     )
 
 
+def latte(seed: int = 0) -> diffusers.LatteTransformer3DModel:
+    """Two spatial and two temporal blocks in turn; a token is a 2 x 2 patch of a frame."""
+    return _build(
+        lambda: diffusers.LatteTransformer3DModel(
+            sample_size=16,
+            num_layers=2,
+            patch_size=2,
+            num_attention_heads=2,
+            attention_head_dim=4,
+            in_channels=4,
+            out_channels=8,
+            caption_channels=TEXT_DIM,
+            cross_attention_dim=8,
+            norm_type="ada_norm_single",
+            norm_elementwise_affine=False,
+            video_length=FRAMES,
+        ),
+        seed,
+    )
+
+
 # Inputs of one call of a denoiser
 
 
@@ -243,6 +264,12 @@ def inputs(
             "hidden_states": noise(batch, 4, height, width),
             "timestep": time,
             "class_labels": labels,
+        }
+    if kind == "LatteTransformer3DModel":
+        return {
+            "hidden_states": noise(batch, 4, FRAMES, height, width),
+            "encoder_hidden_states": text,
+            "timestep": time,
         }
     if kind == "UNetSpatioTemporalConditionModel":
         return {

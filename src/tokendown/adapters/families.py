@@ -85,6 +85,7 @@ FAMILIES: dict[str, Callable[[Any], Iterator[Site]]] = {
     "ControlNetModel": _unet_sites,
     "PixArtTransformer2DModel": _patch_transformer_sites,
     "DiTTransformer2DModel": _patch_transformer_sites,
+    "LatteTransformer3DModel": _patch_transformer_sites,  # frames are images of the batch
 }
 
 

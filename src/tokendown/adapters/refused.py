@@ -82,7 +82,6 @@ REFUSED: dict[str, str] = {
             "HunyuanDiT2DControlNetModel",
             "Kandinsky3UNet",
             "Krea2Transformer2DModel",
-            "LatteTransformer3DModel",
             "LuminaNextDiT2DModel",
             "MotifVideoTransformer3DModel",
             "OmniGenTransformer2DModel",

@@ -11,6 +11,7 @@ from .._errors import UnsupportedModelError
 from .zeros import Maker, Zeros
 
 PIXART_TOKENS = 77  # T5 prompts are longer, but cross-attention is a small part
+LATTE_TOKENS = 120
 T5_TOKENS = 512  # the most that FLUX and Wan take, and their default
 SD3_TOKENS = 333  # 77 of CLIP and 256 of T5, the pipeline's default
 HUNYUAN_TOKENS = 256
@@ -36,6 +37,15 @@ def _dit(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, Any]:
         "hidden_states": zeros(config.in_channels, height, width),
         "timestep": zeros.integers(),
         "class_labels": zeros.integers(),
+    }
+
+
+def _latte(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, Any]:
+    # its table of frame positions has no other length
+    return {
+        "hidden_states": zeros(config.in_channels, config.video_length, height, width),
+        "timestep": zeros.integers(),
+        "encoder_hidden_states": zeros(LATTE_TOKENS, config.caption_channels),
     }
 
 
@@ -297,6 +307,7 @@ PACKED = {
 TRANSFORMERS: dict[str, Maker] = {
     "PixArtTransformer2DModel": _pixart,
     "DiTTransformer2DModel": _dit,
+    "LatteTransformer3DModel": _latte,
     "FluxTransformer2DModel": _packed,
     "ChromaTransformer2DModel": _packed,
     "SD3Transformer2DModel": _sd3,
