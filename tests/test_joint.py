@@ -29,6 +29,11 @@ VIDEO = [
     "consisid",
     "easyanimate",
     "cosmos",
+    "cosmos_controlnet",
+    "anyflow",
+    "allegro",
+    "motif_video",
+    "motif_decoder",
 ]
 
 

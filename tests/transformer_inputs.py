@@ -231,6 +231,70 @@ def _lumina2(model: Any, noise: Noise, height: int, width: int, batch: int) -> d
     }
 
 
+def _anyflow(model: Any, noise: Noise, height: int, width: int, batch: int) -> dict[str, Any]:
+    return {
+        "hidden_states": noise(batch, FRAMES, 4, 2 * height, 2 * width),
+        "encoder_hidden_states": noise(batch, TEXT, 8),
+        "timestep": torch.full((batch, FRAMES), 500.0),
+        "r_timestep": torch.full((batch, FRAMES), 400.0),
+    }
+
+
+def _allegro(model: Any, noise: Noise, height: int, width: int, batch: int) -> dict[str, Any]:
+    from diffusers.models.embeddings import get_3d_rotary_pos_embed_allegro
+
+    corners, size = ((0, 0), (height, width)), (height, width)
+    table = get_3d_rotary_pos_embed_allegro(12, corners, size, FRAMES)[:3]
+    places = torch.cartesian_prod(*(torch.arange(n) for n in (FRAMES, height, width)))
+    mask = torch.ones(batch, TEXT)
+    mask[0, TEXT - 2 :] = 0
+    return {
+        "hidden_states": noise(batch, 4, FRAMES, 2 * height, 2 * width),
+        "encoder_hidden_states": noise(batch, TEXT, 8),
+        "encoder_attention_mask": mask,
+        "timestep": torch.full((batch,), 500),
+        "image_rotary_emb": (table, tuple(places.T[:, None])),
+    }
+
+
+def _cosmos_controlnet(
+    model: Any, noise: Noise, height: int, width: int, batch: int
+) -> dict[str, Any]:
+    video = (FRAMES, 2 * height, 2 * width)
+    return {
+        "controls_latents": noise(batch, 4, *video),
+        "latents": noise(batch, 4, *video),
+        "timestep": torch.full((batch,), 500),
+        "encoder_hidden_states": noise(batch, TEXT, 8),
+        "condition_mask": noise(batch, 1, *video),
+        "padding_mask": noise(1, 1, 2 * height, 2 * width),
+    }
+
+
+def _motif(model: Any, noise: Noise, height: int, width: int, batch: int) -> dict[str, Any]:
+    mask = torch.ones(batch, TEXT)
+    mask[0, TEXT - 2 :] = 0
+    return {
+        "hidden_states": noise(batch, 4, FRAMES, 2 * height, 2 * width),
+        "encoder_hidden_states": noise(batch, TEXT, 8),
+        "encoder_attention_mask": mask,
+        "timestep": torch.full((batch,), 500),
+    }
+
+
+def _lumina_next(model: Any, noise: Noise, height: int, width: int, batch: int) -> dict[str, Any]:
+    from diffusers.models.embeddings import get_2d_rotary_pos_embed_lumina
+
+    return {
+        "hidden_states": noise(batch, 4, 2 * height, 2 * width),
+        "timestep": torch.full((batch,), 0.5),
+        "encoder_hidden_states": noise(batch, TEXT, 8),
+        "encoder_mask": torch.ones(batch, TEXT),
+        "image_rotary_emb": get_2d_rotary_pos_embed_lumina(8, 64, 64),  # a part of it is used
+        "cross_attention_kwargs": {"base_sequence_length": 16},
+    }
+
+
 def _conditioned(make: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
     """The same with a condition of the latent's shape."""
 
@@ -271,7 +335,14 @@ INPUTS: dict[str, Callable[..., dict[str, Any]]] = {
     "cogview4": _cogview,
     "auraflow": _auraflow,
     "lumina2": _lumina2,
+    "anyflow": _anyflow,
+    "allegro": _allegro,
+    "motif_video": _motif,
+    "motif_decoder": _motif,
+    "lumina_next": _lumina_next,
     "flux_controlnet": _conditioned(_flux),
+    "cosmos_controlnet": _cosmos_controlnet,
+    "hunyuan_dit_controlnet": _conditioned(_hunyuan_dit),
     "sd3_controlnet": _conditioned(_sd3),
     "qwen_image_controlnet": _conditioned(_qwen),
 }

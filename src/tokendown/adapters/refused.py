@@ -72,18 +72,12 @@ REFUSED: dict[str, str] = {
     # nothing known against it
     **dict.fromkeys(
         (
-            "AllegroTransformer3DModel",
-            "AnyFlowTransformer3DModel",
             "BriaFibo2Transformer2DModel",
             "ControlNetUnionModel",
-            "CosmosControlNetModel",
             "DreamLiteTransformer2DModel",
             "Flux3Transformer2DModel",
-            "HunyuanDiT2DControlNetModel",
             "Kandinsky3UNet",
             "Krea2Transformer2DModel",
-            "LuminaNextDiT2DModel",
-            "MotifVideoTransformer3DModel",
             "OmniGenTransformer2DModel",
             "SparseControlNetModel",
             "StableCascadeUNet",

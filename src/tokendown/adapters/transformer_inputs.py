@@ -21,6 +21,8 @@ LTX_TOKENS = 128
 LTX_FRAMES = 21  # latent frames of 161 frames
 COGVIDEOX_FRAMES = 13  # latent frames of 49 frames
 COGVIEW_TOKENS = 224
+ALLEGRO_FRAMES = 22  # latent frames of 88 frames
+MOTIF_FRAMES = 31  # latent frames of 121 frames
 
 
 def _pixart(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, Any]:
@@ -107,6 +109,16 @@ def _wan(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, Any]:
     return inputs
 
 
+def _anyflow(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, Any]:
+    frames = zeros.asked or WAN_FRAMES
+    return {
+        "hidden_states": zeros(frames, config.in_channels, height, width),
+        "timestep": zeros(frames),
+        "r_timestep": zeros(frames),
+        "encoder_hidden_states": zeros(T5_TOKENS, config.text_dim),
+    }
+
+
 def _wan_animate(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, Any]:
     inputs = _wan(config, zeros, height, width)
     moving = inputs["hidden_states"].shape[2] - 1  # the first latent frame is the character
@@ -132,6 +144,11 @@ def _hunyuan_dit(config: Any, zeros: Zeros, height: int, width: int) -> dict[str
     return inputs
 
 
+def _hunyuan_dit_controlnet(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, Any]:
+    inputs = _hunyuan_dit(config, zeros, height, width)
+    return {**inputs, "controlnet_cond": zeros(config.in_channels, height, width)}
+
+
 def _hunyuan_video(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, Any]:
     inputs = {
         "hidden_states": zeros(config.in_channels, zeros.asked or HUNYUAN_FRAMES, height, width),
@@ -143,6 +160,15 @@ def _hunyuan_video(config: Any, zeros: Zeros, height: int, width: int) -> dict[s
     if config.guidance_embeds:
         inputs["guidance"] = zeros()
     return inputs
+
+
+def _motif_video(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, Any]:
+    return {
+        "hidden_states": zeros(config.in_channels, zeros.asked or MOTIF_FRAMES, height, width),
+        "encoder_hidden_states": zeros(T5_TOKENS, config.text_embed_dim),
+        "encoder_attention_mask": zeros(T5_TOKENS),
+        "timestep": zeros(),
+    }
 
 
 def _flux2(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, Any]:
@@ -266,6 +292,31 @@ def _cosmos(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, Any
     return inputs
 
 
+def _cosmos_controlnet(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, Any]:
+    if config.img_context_dim_in:
+        raise UnsupportedModelError("no example inputs are known for the features of a picture")
+    text = config.text_embed_dim
+    if config.use_crossattn_projection:
+        text = config.crossattn_proj_in_channels
+    frames = zeros.asked or WAN_FRAMES
+    return {  # the model adds two masks to the channels of both latents
+        "controls_latents": zeros(config.in_channels - 2, frames, height, width),
+        "latents": zeros(config.latent_channels - 2, frames, height, width),
+        "timestep": zeros(),
+        "encoder_hidden_states": zeros(T5_TOKENS, text),
+        "condition_mask": zeros(1, frames, height, width),
+        "padding_mask": zeros(1, height, width)[:1],
+    }
+
+
+def _allegro(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, Any]:
+    return {
+        "hidden_states": zeros(config.in_channels, zeros.asked or ALLEGRO_FRAMES, height, width),
+        "encoder_hidden_states": zeros(T5_TOKENS, config.caption_channels),
+        "timestep": zeros.integers(),
+    }
+
+
 def _cogview(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, Any]:
     return {
         "hidden_states": zeros(config.in_channels, height, width),
@@ -294,6 +345,19 @@ def _lumina2(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, An
     }
 
 
+def _lumina_next(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, Any]:
+    patch, size = config.patch_size, config.hidden_size // config.num_attention_heads
+    table = zeros(height // patch, width // patch, size // 2)[0]
+    return {
+        "hidden_states": zeros(config.in_channels, height, width),
+        "timestep": zeros(),
+        "encoder_hidden_states": zeros(HUNYUAN_TOKENS, config.cross_attention_dim),
+        "encoder_mask": zeros.mask(HUNYUAN_TOKENS),
+        "image_rotary_emb": torch.complex(table.float(), table.float()),
+        "cross_attention_kwargs": {},
+    }
+
+
 PACKED = {
     "FluxTransformer2DModel",
     "FluxControlNetModel",
@@ -316,7 +380,9 @@ TRANSFORMERS: dict[str, Maker] = {
     "WanVACETransformer3DModel": _wan,
     "WanAnimateTransformer3DModel": _wan_animate,
     "HunyuanDiT2DModel": _hunyuan_dit,
+    "HunyuanDiT2DControlNetModel": _hunyuan_dit_controlnet,
     "HunyuanVideoTransformer3DModel": _hunyuan_video,
+    "MotifVideoTransformer3DModel": _motif_video,
     "HunyuanImageTransformer2DModel": _hunyuan_image,
     "Flux2Transformer2DModel": _flux2,
     "OvisImageTransformer2DModel": _packed,
@@ -328,14 +394,18 @@ TRANSFORMERS: dict[str, Maker] = {
     "BriaFiboTransformer2DModel": _bria_fibo,
     "SkyReelsV2Transformer3DModel": _wan,
     "ChronoEditTransformer3DModel": _wan,
+    "AnyFlowTransformer3DModel": _anyflow,
     "ZImageTransformer2DModel": _z_image,
     "LTXVideoTransformer3DModel": _ltx,
     "CogVideoXTransformer3DModel": _cogvideox,
     "ConsisIDTransformer3DModel": _consisid,
     "EasyAnimateTransformer3DModel": _easyanimate,
     "CosmosTransformer3DModel": _cosmos,
+    "CosmosControlNetModel": _cosmos_controlnet,
+    "AllegroTransformer3DModel": _allegro,
     "CogView3PlusTransformer2DModel": _cogview,
     "CogView4Transformer2DModel": _cogview,
     "AuraFlowTransformer2DModel": _auraflow,
     "Lumina2Transformer2DModel": _lumina2,
+    "LuminaNextDiT2DModel": _lumina_next,
 }

@@ -91,6 +91,7 @@ _Z_IMAGE: dict[str, Any] = {
 
 _SD3 = Blocks("transformer_blocks", text_first=False, rotary=None)
 _QWEN_IMAGE = Adapter(ShapeGrid(), (Blocks("transformer_blocks", norm="img_norm1"),))
+_HUNYUAN_DIT = Adapter(LatentGrid(), (Blocks("blocks", "attn1"),))
 
 ADAPTERS: dict[str, Adapter] = {
     "FluxTransformer2DModel": Adapter(IdGrid(), _DOUBLE_AND_SINGLE),
@@ -113,6 +114,9 @@ ADAPTERS: dict[str, Adapter] = {
     "HunyuanVideoTransformer3DModel": Adapter(
         LatentGrid(frames=-3, temporal="patch_size_t"), _IMAGE_THEN_TEXT
     ),
+    "MotifVideoTransformer3DModel": Adapter(
+        LatentGrid(frames=-3, temporal="patch_size_t"), _IMAGE_THEN_TEXT
+    ),
     "HunyuanImageTransformer2DModel": Adapter(LatentGrid(frames=-3), _IMAGE_THEN_TEXT),
     "Flux2Transformer2DModel": Adapter(IdGrid(), _DOUBLE_AND_SINGLE),
     "OvisImageTransformer2DModel": Adapter(IdGrid(), _DOUBLE_AND_SINGLE),
@@ -122,7 +126,9 @@ ADAPTERS: dict[str, Adapter] = {
     "SkyReelsV2Transformer3DModel": Adapter(LatentGrid(frames=-3), (_WAN,)),
     "ChronoEditTransformer3DModel": Adapter(LatentGrid(frames=-3), (_WAN,)),
     "WanAnimateTransformer3DModel": Adapter(LatentGrid(frames=-3), (_WAN,)),
-    "HunyuanDiT2DModel": Adapter(LatentGrid(), (Blocks("blocks", "attn1"),)),
+    "AnyFlowTransformer3DModel": Adapter(LatentGrid(frames=-4), (_WAN,)),
+    "HunyuanDiT2DModel": _HUNYUAN_DIT,
+    "HunyuanDiT2DControlNetModel": _HUNYUAN_DIT,
     "LTXVideoTransformer3DModel": Adapter(
         NumberGrid(),
         (Blocks("transformer_blocks", "attn1"),),
@@ -140,6 +146,12 @@ ADAPTERS: dict[str, Adapter] = {
     "CosmosTransformer3DModel": Adapter(
         LatentGrid(frames=-3), (Blocks("transformer_blocks", "attn1"),)
     ),
+    "CosmosControlNetModel": Adapter(
+        LatentGrid("controls_latents", frames=-3), (Blocks("control_blocks", "attn1"),)
+    ),
+    "AllegroTransformer3DModel": Adapter(
+        LatentGrid(frames=-3), (Blocks("transformer_blocks", "attn1"),)
+    ),
     "CogView3PlusTransformer2DModel": Adapter(
         LatentGrid(), (Blocks("transformer_blocks", "attn1"),)
     ),
@@ -153,6 +165,9 @@ ADAPTERS: dict[str, Adapter] = {
     ),
     "ZImageTransformer2DModel": Adapter(
         ListGrid(), (Blocks("noise_refiner", **_Z_IMAGE), Blocks("layers", **_Z_IMAGE))
+    ),
+    "LuminaNextDiT2DModel": Adapter(
+        LatentGrid(), (Blocks("layers", "attn1", rotary="key_rotary_emb"),)
     ),
     "Lumina2Transformer2DModel": Adapter(
         CaptionedGrid(), (Blocks("noise_refiner"), Blocks("layers"))
