@@ -169,6 +169,19 @@ def test_duplicated_tokens_give_exactly_the_dense_result(kind, with_text, factor
             assert (out() - dense).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("anchors", [None, torch.tensor([[1], [5]])], ids=["grid", "anchors"])
+def test_a_mask_that_is_expanded_over_heads_and_queries_stays_small(anchors):
+    """Lumina-Next expands one to heads x queries x keys; a copy of that would be huge."""
+    from tokendown.adapters.dispatch import Call
+    from tokendown.sequence import Box, Sequence
+
+    sequence = Sequence((Box(1, 3, 4, factor=2),), before=2, anchors=anchors)
+    mask = torch.rand(2, 1, 1, 14) > 0.3
+    kept = Call(sequence, counted=True).mask(mask.expand(2, 6, 9, 14))
+    assert kept.shape == (2, 1, 1, sequence.kept)
+    assert torch.equal(kept, sequence.take(mask, 3))
+
+
 # Where the grid comes from
 
 
