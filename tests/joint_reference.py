@@ -123,6 +123,14 @@ def _is_complex(table: Any) -> bool:
     return isinstance(table, Tensor) and table.is_complex()
 
 
+def _size(attn: Any) -> int:
+    """Channels of a head."""
+    if hasattr(attn, "inner_dim"):
+        return attn.inner_dim // attn.heads
+    heads = attn.heads if hasattr(attn, "heads") else attn.num_heads
+    return attn.to_q.out_features // heads
+
+
 def _norm(norm: Any, x: Tensor) -> Tensor:
     return x if norm is None else norm(x)
 
@@ -138,6 +146,9 @@ WIDE = (  # normalise over all heads
 HALVES = ("CogView4AttnProcessor", "CosmosAttnProcessor2_0", "AllegroAttnProcessor2_0")
 THIRDS = ("AllegroAttnProcessor2_0",)
 FLAT = ("LTXAttention",)  # rotates before it splits the heads
+
+
+BY_POSITION = ("Flux2ParallelSelfAttention", "Krea2Attention")
 
 
 class Joint:
@@ -216,7 +227,7 @@ class Joint:
         self, attn: Any, x: Tensor, table: Tensor | None, part: str = ""
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Query, key and value, [batch, tokens, heads, d], normalised and rotated."""
-        size = attn.inner_dim // attn.heads
+        size = _size(attn)
         if hasattr(attn, "to_qkv_mlp_proj"):  # FLUX.2: with the MLP in one
             query, key, value = attn.to_qkv_mlp_proj(x)[..., : 3 * attn.inner_dim].chunk(3, -1)
         elif part:
@@ -285,6 +296,8 @@ class Joint:
         if hasattr(attn, "to_qkv_mlp_proj"):
             mlp = attn.mlp_act_fn(attn.to_qkv_mlp_proj(hidden)[..., 3 * attn.inner_dim :])
             return attn.to_out(torch.cat([out, mlp], -1))
+        if hasattr(attn, "to_gate"):  # Krea 2
+            out = out * attn.to_gate(hidden).sigmoid()
         project = getattr(attn, "to_out", None)
         if isinstance(project, nn.Identity):  # Lumina: projected together with cross-attention
             return out.unflatten(-1, (attn.heads, -1))
@@ -302,7 +315,7 @@ class Joint:
 
 
 class Parallel(Joint):
-    """For FLUX.2's single blocks, which pass their arguments by position."""
+    """For single streams that pass a mask and a table by position."""
 
     def __call__(self, attn: Any, hidden: Tensor, mask: Any = None, table: Any = None) -> Any:
         return super().__call__(attn, hidden, attention_mask=mask, image_rotary_emb=table)
@@ -364,6 +377,11 @@ WHERE: dict[str, list[tuple[str, str, str, bool]]] = {
         ("noise_refiner", "attention", "attention_norm1", False),
         ("layers", "attention", "attention_norm1", False),
     ],
+    "krea2": [("transformer_blocks", "attn", "norm1", True)],
+    "bria_fibo2": [
+        ("noise_refiner", "attention", "attention_norm1", True),
+        ("layers", "attention", "attention_norm1", True),
+    ],
     "lumina_next": [("layers", "attn1", "norm1", True)],
     "lumina2": [("noise_refiner", "attn", "norm1", True), ("layers", "attn", "norm1", True)],
 }
@@ -377,7 +395,7 @@ def coarsen(model: Any, kind: str, want: Want) -> list[Joint]:
             module = getattr(block, attention, None)
             if module is None:
                 continue
-            kind = Parallel if hasattr(module, "to_qkv_mlp_proj") else Joint
+            kind = Parallel if type(module).__name__ in BY_POSITION else Joint
             processor = kind(want, text_first, type(module.processor).__name__)
             module.set_processor(processor)
             getattr(block, norm).register_forward_pre_hook(processor.note_norms, with_kwargs=True)

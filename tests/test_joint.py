@@ -285,17 +285,52 @@ def test_captions_of_several_lengths_in_a_batch_are_refused():
         assert not torch.equal(tiny.flatten(model(**alone)), dense[: dense.shape[0] // 2])
 
 
+def test_gists_of_several_lengths_in_a_batch_are_refused():
+    """Bria FIBO 2 would put them behind the image, and pad them there."""
+    model = built("bria_fibo2")
+    arguments = tiny_transformers.inputs("bria_fibo2", model, 4, 6)
+    arguments["encoder_attention_mask"][0, -2:] = False
+    dense = tiny.flatten(model(**arguments))
+    with (
+        apply_patch(model, factor=2),
+        pytest.raises(GridError, match=r"captions of \[3, 5\] tokens.*once a caption"),
+    ):
+        model(**arguments)
+    assert torch.equal(tiny.flatten(model(**arguments)), dense)
+
+
+def test_a_picture_is_found_behind_text_at_the_origin():
+    from tokendown.adapters.grids import JoinedIdGrid
+
+    grid = JoinedIdGrid("position_ids")
+    for height, width in [(4, 6), (1, 5), (5, 1), (1, 1)]:
+        image = tiny_transformers.position_ids(height, width)
+        for text in (0, 1, 7):
+            ids = torch.cat([torch.zeros(text, 3), image])
+            assert grid.read(ids) == ((1, height, width),)
+            grid.check(ids, ((1, height, width),))
+    ids = torch.cat([torch.zeros(7, 3), tiny_transformers.position_ids(4, 6)])
+    for wrong in (ids[:-1], ids + 1):
+        with pytest.raises(GridError, match="row-major"):
+            grid.read(wrong)
+    with pytest.raises(RuntimeError, match="another grid"):
+        grid.check(ids, ((1, 6, 4),))
+
+
 # Reference pictures
 
 
 @pytest.mark.parametrize("references", [1, 2])
-@pytest.mark.parametrize("kind", ["flux", "qwen_image"])
+@pytest.mark.parametrize("kind", ["flux", "qwen_image", "bria_fibo2"])
 def test_reference_pictures_have_their_own_grids_and_factor(kind, references):
     model, size, other = built(kind), (6, 4), (5, 7)
     arguments = tiny_transformers.inputs(kind, model, *size)
     extra = torch.randn(2, 35, 4, dtype=torch.float64)
-    arguments["hidden_states"] = torch.cat([arguments["hidden_states"], extra], 1)
-    if kind == "flux":  # as Kontext appends them
+    if kind != "bria_fibo2":
+        arguments["hidden_states"] = torch.cat([arguments["hidden_states"], extra], 1)
+    if kind == "bria_fibo2":
+        arguments["context_latents"] = [torch.randn(2, 4, 10, 14, dtype=torch.float64)]
+    elif kind == "flux":  # as Kontext appends them
         second = tiny_transformers.position_ids(*other, picture=1)
         arguments["img_ids"] = torch.cat([arguments["img_ids"], second])
     else:

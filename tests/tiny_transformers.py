@@ -608,6 +608,54 @@ def lumina_next(seed: int = 0) -> diffusers.LuminaNextDiT2DModel:
     )
 
 
+def krea2(seed: int = 0) -> diffusers.Krea2Transformer2DModel:
+    """Text and image in one stream; four heads of queries to two of keys, and a gate behind."""
+    return _build(
+        lambda: diffusers.Krea2Transformer2DModel(
+            in_channels=4,
+            num_layers=2,
+            attention_head_dim=8,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            intermediate_size=16,
+            timestep_embed_dim=8,
+            text_hidden_dim=8,
+            num_text_layers=2,
+            text_num_attention_heads=2,
+            text_num_key_value_heads=2,
+            text_intermediate_size=8,
+            num_layerwise_text_blocks=1,
+            num_refiner_text_blocks=1,
+            axes_dims_rope=(2, 2, 4),
+        ),
+        seed,
+    )
+
+
+def bria_fibo2(seed: int = 0) -> diffusers.BriaFibo2Transformer2DModel:
+    """A gist of the text before the image in one stream; the last block reads the text as well."""
+    return _build(
+        lambda: diffusers.BriaFibo2Transformer2DModel(
+            in_channels=4,
+            dim=32,
+            n_layers=2,
+            n_refiner_layers=1,
+            n_heads=2,
+            cap_feat_dim=8,
+            injection_layer_ids=(1,),
+            perceiver_num_layers=1,
+            min_num_gist_tokens=4,
+            max_num_gist_tokens=8,
+            gist_step=4,
+            gist_min_text_len=4,
+            gist_max_text_len=16,
+            axes_dims=(4, 6, 6),
+            axes_lens=(64, 64, 64),
+        ),
+        seed,
+    )
+
+
 @torch.no_grad()
 def run(kind: str, model: Any, height: int, width: int, **options: Any) -> Tensor:
     """The output of one call, flattened."""

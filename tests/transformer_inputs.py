@@ -295,6 +295,27 @@ def _lumina_next(model: Any, noise: Noise, height: int, width: int, batch: int) 
     }
 
 
+def _krea2(model: Any, noise: Noise, height: int, width: int, batch: int) -> dict[str, Any]:
+    mask = torch.ones(batch, TEXT, dtype=torch.bool)
+    mask[0, TEXT - 2 :] = False
+    return {
+        "hidden_states": noise(batch, height * width, 4),
+        "encoder_hidden_states": noise(batch, TEXT, 2, 8),
+        "encoder_attention_mask": mask,
+        "timestep": torch.full((batch,), 0.5),
+        "position_ids": torch.cat([torch.zeros(TEXT, 3), position_ids(height, width)]),
+    }
+
+
+def _bria_fibo2(model: Any, noise: Noise, height: int, width: int, batch: int) -> dict[str, Any]:
+    return {
+        "hidden_states": noise(batch, 4, 2 * height, 2 * width),
+        "timestep": torch.full((batch,), 0.5),
+        "encoder_hidden_states": noise(batch, 2, TEXT, 8),
+        "encoder_attention_mask": torch.ones(batch, TEXT, dtype=torch.bool),
+    }
+
+
 def _conditioned(make: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
     """The same with a condition of the latent's shape."""
 
@@ -340,6 +361,8 @@ INPUTS: dict[str, Callable[..., dict[str, Any]]] = {
     "motif_video": _motif,
     "motif_decoder": _motif,
     "lumina_next": _lumina_next,
+    "krea2": _krea2,
+    "bria_fibo2": _bria_fibo2,
     "flux_controlnet": _conditioned(_flux),
     "cosmos_controlnet": _cosmos_controlnet,
     "hunyuan_dit_controlnet": _conditioned(_hunyuan_dit),

@@ -72,12 +72,10 @@ REFUSED: dict[str, str] = {
     # nothing known against it
     **dict.fromkeys(
         (
-            "BriaFibo2Transformer2DModel",
             "ControlNetUnionModel",
             "DreamLiteTransformer2DModel",
             "Flux3Transformer2DModel",
             "Kandinsky3UNet",
-            "Krea2Transformer2DModel",
             "OmniGenTransformer2DModel",
             "SparseControlNetModel",
             "StableCascadeUNet",

@@ -25,8 +25,9 @@ def build_on_meta(kind: Any, config: Any) -> nn.Module:
     """A diffusers model class with a configuration, on the meta device."""
     with torch.device("meta"):
         skeleton: nn.Module = kind.from_config(config)
-    # some position tables are made by numpy and land on the CPU
-    return skeleton.to("meta").eval()
+    # Some position tables are made by numpy and land on the CPU. Without gradients, because torch's
+    # counter fails on a part of a parameter (Bria FIBO 2) where gradients are off but asked for.
+    return skeleton.to("meta").eval().requires_grad_(False)
 
 
 @dataclass(frozen=True)

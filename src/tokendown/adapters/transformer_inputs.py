@@ -345,6 +345,27 @@ def _lumina2(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, An
     }
 
 
+def _krea2(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, Any]:
+    image = _places(zeros, height // 2, width // 2, 3)
+    text = (T5_TOKENS, config.num_text_layers, config.text_hidden_dim)
+    return {
+        "hidden_states": zeros(image.shape[0], config.in_channels),
+        "encoder_hidden_states": zeros(*text),
+        "encoder_attention_mask": zeros.mask(T5_TOKENS),
+        "timestep": zeros(),
+        "position_ids": torch.cat([zeros(T5_TOKENS, 3)[0], image]),
+    }
+
+
+def _bria_fibo2(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, Any]:
+    bundles = 1 + len(config.injection_layer_ids)
+    return {
+        "hidden_states": zeros(config.in_channels, height, width),
+        "timestep": zeros(),
+        "encoder_hidden_states": zeros(bundles, T5_TOKENS, config.cap_feat_dim),
+    }
+
+
 def _lumina_next(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, Any]:
     patch, size = config.patch_size, config.hidden_size // config.num_attention_heads
     table = zeros(height // patch, width // patch, size // 2)[0]
@@ -367,6 +388,7 @@ PACKED = {
     "LongCatImageTransformer2DModel",
     "BriaTransformer2DModel",
     "BriaFiboTransformer2DModel",
+    "Krea2Transformer2DModel",
 }
 TRANSFORMERS: dict[str, Maker] = {
     "PixArtTransformer2DModel": _pixart,
@@ -392,6 +414,8 @@ TRANSFORMERS: dict[str, Maker] = {
     "QwenImageControlNetModel": _qwen_controlnet,
     "BriaTransformer2DModel": _packed,
     "BriaFiboTransformer2DModel": _bria_fibo,
+    "BriaFibo2Transformer2DModel": _bria_fibo2,
+    "Krea2Transformer2DModel": _krea2,
     "SkyReelsV2Transformer3DModel": _wan,
     "ChronoEditTransformer3DModel": _wan,
     "AnyFlowTransformer3DModel": _anyflow,

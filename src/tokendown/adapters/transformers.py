@@ -22,8 +22,10 @@ from .classic import NormReader, say_if_unchanged, why_dense
 from .grids import (
     CaptionedGrid,
     CoordinateGrid,
+    GistGrid,
     GridSource,
     IdGrid,
+    JoinedIdGrid,
     LatentGrid,
     ListGrid,
     NumberGrid,
@@ -163,6 +165,16 @@ ADAPTERS: dict[str, Adapter] = {
             Blocks("single_transformer_blocks", rotary=None),
         ),
     ),
+    "Krea2Transformer2DModel": Adapter(
+        JoinedIdGrid("position_ids"), (Blocks("transformer_blocks"),)
+    ),
+    "BriaFibo2Transformer2DModel": Adapter(
+        GistGrid(),
+        (
+            Blocks("noise_refiner", "attention", "attention_norm1", rotary="freqs_cis"),
+            Blocks("layers", "attention", "attention_norm1", rotary="freqs_cis"),
+        ),
+    ),
     "ZImageTransformer2DModel": Adapter(
         ListGrid(), (Blocks("noise_refiner", **_Z_IMAGE), Blocks("layers", **_Z_IMAGE))
     ),
@@ -273,13 +285,13 @@ def make_plan(model: nn.Module, adapter: Adapter, config: Options | None) -> Joi
                 name,
                 1,
                 channels=_query_dim(attention),
-                heads=attention.heads,
-                head_dim=attention.inner_dim // attention.heads,
+                heads=_heads(attention),
+                head_dim=_inner_dim(attention) // _heads(attention),
                 reason=why_dense(attention) or "",
                 text_first=blocks.text_first,
                 rotary=blocks.rotary,
                 selects_first=separate,
-                key_width=attention.to_k.out_features if separate else attention.inner_dim,
+                key_width=attention.to_k.out_features if separate else _inner_dim(attention),
             )
         )
     return plan
@@ -293,6 +305,15 @@ def _averages(config: Options) -> bool:
 def _query_dim(attention: Any) -> int:
     size = getattr(attention, "query_dim", None) or attention.to_q.in_features
     return int(size)
+
+
+def _heads(attention: Any) -> int:
+    return int(getattr(attention, "heads", None) or attention.num_heads)
+
+
+def _inner_dim(attention: Any) -> int:
+    """Channels of all heads of queries."""
+    return int(getattr(attention, "inner_dim", None) or attention.to_q.out_features)
 
 
 def install(model: nn.Module, plan: JointPlan) -> None:
