@@ -143,7 +143,12 @@ WIDE = (  # normalise over all heads
     "AnyFlowAttention",
     "LuminaAttnProcessor2_0",
 )
-HALVES = ("CogView4AttnProcessor", "CosmosAttnProcessor2_0", "AllegroAttnProcessor2_0")
+HALVES = (
+    "CogView4AttnProcessor",
+    "CosmosAttnProcessor2_0",
+    "AllegroAttnProcessor2_0",
+    "OmniGenAttnProcessor2_0",
+)
 THIRDS = ("AllegroAttnProcessor2_0",)
 FLAT = ("LTXAttention",)  # rotates before it splits the heads
 
@@ -287,6 +292,8 @@ class Joint:
                 text, image = joint[..., self.image :], joint[..., : self.image]
             at = index[:, None, None].expand(-1, 1, image.shape[2], -1)
             image = image.gather(-1, at)
+            if joint.is_floating_point():  # added to the logits: zero, or as little as there is
+                text, image = text == 0, image == 0
         allowed = torch.cat([text.bool(), image.bool()], -1)
         # a query that may see nothing sees everything alike, as in torch
         return torch.where(allowed, 0.0, -1e30)
@@ -382,6 +389,7 @@ WHERE: dict[str, list[tuple[str, str, str, bool]]] = {
         ("noise_refiner", "attention", "attention_norm1", True),
         ("layers", "attention", "attention_norm1", True),
     ],
+    "omnigen": [("layers", "self_attn", "input_layernorm", True)],
     "lumina_next": [("layers", "attn1", "norm1", True)],
     "lumina2": [("noise_refiner", "attn", "norm1", True), ("layers", "attn", "norm1", True)],
 }

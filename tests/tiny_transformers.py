@@ -656,6 +656,26 @@ def bria_fibo2(seed: int = 0) -> diffusers.BriaFibo2Transformer2DModel:
     )
 
 
+def omnigen(seed: int = 0) -> diffusers.OmniGenTransformer2DModel:
+    """Text, time and image in one stream, under a mask; rotates halves of a head."""
+    return _build(
+        lambda: diffusers.OmniGenTransformer2DModel(
+            in_channels=4,
+            hidden_size=DIM,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            intermediate_size=16,
+            num_layers=2,
+            pad_token_id=0,
+            vocab_size=20,
+            rope_scaling={"short_factor": [1.0] * 4, "long_factor": [1.0] * 4},
+            pos_embed_max_size=32,
+            time_step_dim=8,
+        ),
+        seed,
+    )
+
+
 @torch.no_grad()
 def run(kind: str, model: Any, height: int, width: int, **options: Any) -> Tensor:
     """The output of one call, flattened."""

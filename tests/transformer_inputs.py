@@ -316,6 +316,22 @@ def _bria_fibo2(model: Any, noise: Noise, height: int, width: int, batch: int) -
     }
 
 
+def _omnigen(model: Any, noise: Noise, height: int, width: int, batch: int) -> dict[str, Any]:
+    tokens = TEXT + 1 + height * width
+    mask = torch.ones(batch, tokens, tokens).tril()  # text sees what was before
+    mask[:, TEXT + 1 :] = 1
+    mask[0, :, :2] = torch.eye(tokens)[:, :2]  # padded text
+    return {
+        "hidden_states": noise(batch, 4, 2 * height, 2 * width),
+        "timestep": torch.full((batch,), 0.5),
+        "input_ids": torch.arange(batch * TEXT).view(batch, TEXT) + 1,
+        "input_img_latents": [],
+        "input_image_sizes": {},
+        "attention_mask": mask.to(noise.like.dtype),
+        "position_ids": torch.arange(tokens).expand(batch, -1),
+    }
+
+
 def _conditioned(make: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
     """The same with a condition of the latent's shape."""
 
@@ -361,6 +377,7 @@ INPUTS: dict[str, Callable[..., dict[str, Any]]] = {
     "motif_video": _motif,
     "motif_decoder": _motif,
     "lumina_next": _lumina_next,
+    "omnigen": _omnigen,
     "krea2": _krea2,
     "bria_fibo2": _bria_fibo2,
     "flux_controlnet": _conditioned(_flux),

@@ -76,7 +76,6 @@ REFUSED: dict[str, str] = {
             "DreamLiteTransformer2DModel",
             "Flux3Transformer2DModel",
             "Kandinsky3UNet",
-            "OmniGenTransformer2DModel",
             "SparseControlNetModel",
             "StableCascadeUNet",
             "UNet2DModel",

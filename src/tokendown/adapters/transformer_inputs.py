@@ -366,6 +366,20 @@ def _bria_fibo2(config: Any, zeros: Zeros, height: int, width: int) -> dict[str,
     }
 
 
+def _omnigen(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, Any]:
+    image = (height // config.patch_size) * (width // config.patch_size)
+    tokens = HUNYUAN_TOKENS + 1 + image  # one is the time
+    return {
+        "hidden_states": zeros(config.in_channels, height, width),
+        "timestep": zeros(),
+        "input_ids": zeros.integers(HUNYUAN_TOKENS),
+        "input_img_latents": [],
+        "input_image_sizes": {},
+        "attention_mask": zeros(tokens, tokens),
+        "position_ids": torch.arange(tokens, device=zeros.device).expand(zeros.batch, -1),
+    }
+
+
 def _lumina_next(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, Any]:
     patch, size = config.patch_size, config.hidden_size // config.num_attention_heads
     table = zeros(height // patch, width // patch, size // 2)[0]
@@ -432,4 +446,5 @@ TRANSFORMERS: dict[str, Maker] = {
     "AuraFlowTransformer2DModel": _auraflow,
     "Lumina2Transformer2DModel": _lumina2,
     "LuminaNextDiT2DModel": _lumina_next,
+    "OmniGenTransformer2DModel": _omnigen,
 }

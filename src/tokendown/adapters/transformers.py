@@ -181,6 +181,9 @@ ADAPTERS: dict[str, Adapter] = {
     "LuminaNextDiT2DModel": Adapter(
         LatentGrid(), (Blocks("layers", "attn1", rotary="key_rotary_emb"),)
     ),
+    "OmniGenTransformer2DModel": Adapter(  # its pictures that go in count as text
+        LatentGrid(), (Blocks("layers", "self_attn", "input_layernorm"),)
+    ),
     "Lumina2Transformer2DModel": Adapter(
         CaptionedGrid(), (Blocks("noise_refiner"), Blocks("layers"))
     ),
