@@ -7,7 +7,8 @@ every kept key gets log m on its logits; text stays whole and counts once.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -153,7 +154,7 @@ THIRDS = ("AllegroAttnProcessor2_0",)
 FLAT = ("LTXAttention",)  # rotates before it splits the heads
 
 
-BY_POSITION = ("Flux2ParallelSelfAttention", "Krea2Attention")
+BY_POSITION = ("Flux2ParallelSelfAttention", "Krea2Attention", "Flux3Attention")
 
 
 class Joint:
@@ -357,6 +358,10 @@ WHERE: dict[str, list[tuple[str, str, str, bool]]] = {
     "sd3_controlnet": _SD3,
     "qwen_image_controlnet": [("transformer_blocks", "attn", "img_norm1", True)],
     "flux2": _FLUX,
+    "flux3": [
+        ("mode_blocks.image", "attn", "norm", True),
+        ("single_transformer_blocks", "attn", "", True),  # its norm is given text as well
+    ],
     "ovis_image": _FLUX,
     "longcat_image": _FLUX,
     "bria": _FLUX,
@@ -399,13 +404,16 @@ def coarsen(model: Any, kind: str, want: Want) -> list[Joint]:
     """Makes an un-patched model compute what a patched one should."""
     processors = []
     for path, attention, norm, text_first in WHERE[kind]:
-        for block in getattr(model, path):
+        alone = replace(want, shapes=want.shapes[:1])  # without references
+        for block in attrgetter(path)(model):
             module = getattr(block, attention, None)
             if module is None:
                 continue
             kind = Parallel if type(module).__name__ in BY_POSITION else Joint
-            processor = kind(want, text_first, type(module.processor).__name__)
+            here = alone if path == "mode_blocks.image" else want
+            processor = kind(here, text_first, type(module.processor).__name__)
             module.set_processor(processor)
-            getattr(block, norm).register_forward_pre_hook(processor.note_norms, with_kwargs=True)
+            before = getattr(block, norm) if norm else block
+            before.register_forward_pre_hook(processor.note_norms, with_kwargs=True)
             processors.append(processor)
     return processors

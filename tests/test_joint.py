@@ -213,6 +213,37 @@ def test_positions_are_read_once_a_tensor(monkeypatch):
         assert torch.equal(tiny.flatten(model(**arguments)), changed)
 
 
+def test_positions_of_references_are_read_apart():
+    """FLUX.3 has an argument for them: a change of those alone is noticed."""
+    model, size = built("flux3"), (6, 4)
+    arguments = tiny_transformers.inputs("flux3", model, *size)
+    arguments |= with_reference("flux3", arguments, size, (5, 7))
+    ids = arguments["image_cond_ids"]
+    with apply_patch(model, factor=2, references=2) as patch, torch.no_grad():
+        model(**arguments)
+        assert patch._plans[0].shapes == ((1, 6, 4), (1, 5, 7))
+        ids[:, :3] = tiny_transformers.position_ids(7, 5, picture=1)
+        model(**arguments)
+        assert patch._plans[0].shapes == ((1, 6, 4), (1, 7, 5))
+        del arguments["image_cond_hidden_states"], arguments["image_cond_ids"]
+        model(**arguments)
+        assert patch._plans[0].shapes == ((1, 6, 4),)
+
+
+def test_positions_of_references_are_checked_apart():
+    model, size = copy.deepcopy(built("flux3")).to("meta"), (6, 4)
+    arguments = tiny_transformers.inputs("flux3", built("flux3"), *size)
+    arguments |= with_reference("flux3", arguments, size, (5, 7))
+    arguments = {name: value.to("meta") for name, value in arguments.items()}
+    with apply_patch(model, factor=2, references=2) as patch, torch.no_grad():
+        patch.set_grid(size, (5, 7))
+        model(**arguments)
+        for wrong in ([size], [size, (5, 6)], [(5, 4), (5, 7)]):
+            patch.set_grid(*wrong)
+            with pytest.raises(GridError, match="set_grid"):
+                model(**arguments)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("size", [(300, 2), (3, 400), (1, 5), (5, 1)], ids=str)
 def test_positions_are_understood_in_low_precision(size, dtype):
@@ -320,21 +351,29 @@ def test_a_picture_is_found_behind_text_at_the_origin():
 # Reference pictures
 
 
+def with_reference(
+    kind: str, arguments: dict[str, Any], size: tuple[int, int], other: tuple[int, int]
+) -> dict[str, Any]:
+    """The arguments of a call that change where a second picture goes in."""
+    extra = torch.randn(2, other[0] * other[1], 4, dtype=torch.float64)
+    second = tiny_transformers.position_ids(*other, picture=1)
+    if kind == "bria_fibo2":
+        return {"context_latents": [torch.randn(2, 4, *(2 * side for side in other)).double()]}
+    if kind == "flux3":
+        ids = torch.cat([second, torch.zeros(len(second), 1)], 1)
+        return {"image_cond_hidden_states": extra, "image_cond_ids": ids}
+    hidden = {"hidden_states": torch.cat([arguments["hidden_states"], extra], 1)}
+    if kind == "flux":  # as Kontext appends them
+        return {**hidden, "img_ids": torch.cat([arguments["img_ids"], second])}
+    return {**hidden, "img_shapes": [[(1, *size), (1, *other)]] * 2}
+
+
 @pytest.mark.parametrize("references", [1, 2])
-@pytest.mark.parametrize("kind", ["flux", "qwen_image", "bria_fibo2"])
+@pytest.mark.parametrize("kind", ["flux", "flux3", "qwen_image", "bria_fibo2"])
 def test_reference_pictures_have_their_own_grids_and_factor(kind, references):
     model, size, other = built(kind), (6, 4), (5, 7)
     arguments = tiny_transformers.inputs(kind, model, *size)
-    extra = torch.randn(2, 35, 4, dtype=torch.float64)
-    if kind != "bria_fibo2":
-        arguments["hidden_states"] = torch.cat([arguments["hidden_states"], extra], 1)
-    if kind == "bria_fibo2":
-        arguments["context_latents"] = [torch.randn(2, 4, 10, 14, dtype=torch.float64)]
-    elif kind == "flux":  # as Kontext appends them
-        second = tiny_transformers.position_ids(*other, picture=1)
-        arguments["img_ids"] = torch.cat([arguments["img_ids"], second])
-    else:
-        arguments["img_shapes"] = [[(1, *size), (1, *other)]] * 2
+    arguments |= with_reference(kind, arguments, size, other)
     copied = copy.deepcopy(model)
     want = Want(((1, *size), (1, *other)), anchors=3, references=references)
     joint_reference.coarsen(copied, kind, want)

@@ -676,6 +676,24 @@ def omnigen(seed: int = 0) -> diffusers.OmniGenTransformer2DModel:
     )
 
 
+def flux3(seed: int = 0) -> diffusers.Flux3Transformer2DModel:
+    """Blocks for image and for text alone, then one stream; references have an argument."""
+    return _build(
+        lambda: diffusers.Flux3Transformer2DModel(
+            in_channels=4,
+            cond_in_channels=4,
+            num_layers=1,
+            num_single_layers=1,
+            attention_head_dim=8,
+            num_attention_heads=2,
+            joint_attention_dim=8,
+            timestep_channels=8,
+            axes_dims_rope=(2, 2, 2, 2),
+        ),
+        seed,
+    )
+
+
 @torch.no_grad()
 def run(kind: str, model: Any, height: int, width: int, **options: Any) -> Tensor:
     """The output of one call, flattened."""

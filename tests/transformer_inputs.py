@@ -145,6 +145,12 @@ def _flux2(model: Any, noise: Noise, height: int, width: int, batch: int) -> dic
     return {**inputs, "img_ids": ids, "txt_ids": text, "guidance": torch.full((batch,), 4.0)}
 
 
+def _flux3(model: Any, noise: Noise, height: int, width: int, batch: int) -> dict[str, Any]:
+    inputs = _flux2(model, noise, height, width, batch)
+    del inputs["guidance"]
+    return inputs
+
+
 def _bria_fibo(model: Any, noise: Noise, height: int, width: int, batch: int) -> dict[str, Any]:
     inputs = _flux_like(model, noise, height, width, batch)
     return {**inputs, "text_encoder_layers": [noise(batch, TEXT, 8) for _ in range(2)]}
@@ -354,6 +360,7 @@ INPUTS: dict[str, Callable[..., dict[str, Any]]] = {
     "hunyuan_video": _hunyuan,
     "hunyuan_image": _hunyuan_image,
     "flux2": _flux2,
+    "flux3": _flux3,
     "ovis_image": _flux_like,
     "longcat_image": _flux_like,
     "bria": _flux_like,

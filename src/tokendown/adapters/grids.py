@@ -170,10 +170,16 @@ class IdGrid:
 
     Args:
         argument: of the model's forward.
+        references: another argument with the positions of reference pictures, or None.
     """
 
-    def __init__(self, argument: str = "img_ids") -> None:
-        self.argument = argument
+    def __init__(self, argument: str = "img_ids", references: str | None = None) -> None:
+        self.argument, self.references = argument, references
+
+    def given(self, arguments: Mapping[str, Any]) -> tuple[Tensor, ...]:
+        """The positions in a call, and those of references where these have an argument."""
+        names = (self.argument, self.references)
+        return tuple(ids for name in names if name and (ids := arguments.get(name)) is not None)
 
     def read(self, ids: Tensor) -> Shapes:
         """The pictures, in their order.

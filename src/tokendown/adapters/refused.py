@@ -74,7 +74,6 @@ REFUSED: dict[str, str] = {
         (
             "ControlNetUnionModel",
             "DreamLiteTransformer2DModel",
-            "Flux3Transformer2DModel",
             "Kandinsky3UNet",
             "SparseControlNetModel",
             "StableCascadeUNet",

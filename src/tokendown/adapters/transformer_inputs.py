@@ -177,6 +177,11 @@ def _flux2(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, Any]
     return {**inputs, "img_ids": places, "txt_ids": zeros(T5_TOKENS, 4)[0]}
 
 
+def _flux3(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, Any]:
+    inputs = _flux2(config, zeros, height, width)
+    return {**inputs, "target_timestep": zeros()} if config.flow_map else inputs
+
+
 def _longcat_image(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, Any]:
     inputs = _packed(config, zeros, height, width)
     del inputs["pooled_projections"]  # the configuration has it, the model does not
@@ -403,6 +408,7 @@ PACKED = {
     "BriaTransformer2DModel",
     "BriaFiboTransformer2DModel",
     "Krea2Transformer2DModel",
+    "Flux3Transformer2DModel",
 }
 TRANSFORMERS: dict[str, Maker] = {
     "PixArtTransformer2DModel": _pixart,
@@ -421,6 +427,7 @@ TRANSFORMERS: dict[str, Maker] = {
     "MotifVideoTransformer3DModel": _motif_video,
     "HunyuanImageTransformer2DModel": _hunyuan_image,
     "Flux2Transformer2DModel": _flux2,
+    "Flux3Transformer2DModel": _flux3,
     "OvisImageTransformer2DModel": _packed,
     "LongCatImageTransformer2DModel": _longcat_image,
     "FluxControlNetModel": _flux_controlnet,

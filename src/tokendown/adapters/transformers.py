@@ -10,6 +10,7 @@ import inspect
 import weakref
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -39,11 +40,13 @@ class Blocks:
     """A list of equal blocks in a transformer.
 
     Args:
-        path: attribute of the model that holds the blocks.
+        path: attribute of the model that holds the blocks, dotted where it is one of a part.
         attention: attribute of a block: the module with ``to_q``, ``to_k``, ``to_v``.
         norm: attribute of a block: the norm before it; anchors are the longest of its inputs.
+            Empty for the block itself, where its norm is given the text as well.
         text_first: whether text comes before the image tokens in the keys.
         rotary: argument of the attention module with the rotary positions, or None.
+        references: whether reference pictures are in its sequence, where there are any.
     """
 
     path: str
@@ -51,6 +54,7 @@ class Blocks:
     norm: str = "norm1"
     text_first: bool = True
     rotary: str | None = "image_rotary_emb"
+    references: bool = True
 
 
 @dataclass(frozen=True)
@@ -121,6 +125,13 @@ ADAPTERS: dict[str, Adapter] = {
     ),
     "HunyuanImageTransformer2DModel": Adapter(LatentGrid(frames=-3), _IMAGE_THEN_TEXT),
     "Flux2Transformer2DModel": Adapter(IdGrid(), _DOUBLE_AND_SINGLE),
+    "Flux3Transformer2DModel": Adapter(
+        IdGrid(references="image_cond_ids"),
+        (
+            Blocks("mode_blocks.image", norm="norm", references=False),
+            Blocks("single_transformer_blocks", norm=""),
+        ),
+    ),
     "OvisImageTransformer2DModel": Adapter(IdGrid(), _DOUBLE_AND_SINGLE),
     "LongCatImageTransformer2DModel": Adapter(IdGrid(), _DOUBLE_AND_SINGLE),
     "BriaTransformer2DModel": Adapter(IdGrid(), _DOUBLE_AND_SINGLE),
@@ -229,36 +240,45 @@ class ShapeReader:
         self.plan = plan
         self.adapter = adapter
         self.names = names
-        self._last: tuple[weakref.ref[Tensor], int] | None = None
+        self._last: list[tuple[weakref.ref[Tensor], int | None]] = []
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_last": None}
+        return {**self.__dict__, "_last": []}
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         arguments = {**dict(zip(self.names, args, strict=False)), **kwargs}
         grid = self.adapter.source(arguments)
         if isinstance(grid, IdGrid):
-            self._from_values(grid, arguments[grid.argument])
+            self._from_values(grid, grid.given(arguments))
         else:
             self.plan.set_shapes(grid(module.config, arguments))
         if not torch.compiler.is_compiling():
             say_if_unchanged(self.plan, self.plan.layers)
 
-    def _from_values(self, grid: IdGrid, ids: Tensor) -> None:
-        if torch.compiler.is_compiling() or ids.is_meta:
-            if not self.plan.shapes:
-                raise ConfigError(
-                    f"a compiled model cannot read its token grid from {grid.argument}: call "
-                    "patch.set_grid((height, width)) with the size in tokens, or compile the "
-                    "blocks only (compile_repeated_blocks)"
-                )
-            grid.check(ids, self.plan.shapes)
-            return
-        if self._last is not None and self._last[0]() is ids and self._last[1] == _version(ids):
-            return
-        self.plan.set_shapes(grid.read(ids))
-        version = _version(ids)
-        self._last = None if version is None else (weakref.ref(ids), version)
+    def _from_values(self, grid: IdGrid, ids: tuple[Tensor, ...]) -> None:
+        if torch.compiler.is_compiling() or ids[0].is_meta:
+            self._check(grid, ids)
+        elif not self._knows(ids):
+            self.plan.set_shapes(tuple(shape for part in ids for shape in grid.read(part)))
+            self._last = [(weakref.ref(part), _version(part)) for part in ids]
+
+    def _check(self, grid: IdGrid, ids: tuple[Tensor, ...]) -> None:
+        shapes = self.plan.shapes
+        if not shapes:
+            raise ConfigError(
+                f"a compiled model cannot read its token grid from {grid.argument}: call "
+                "patch.set_grid((height, width)) with the size in tokens, or compile the "
+                "blocks only (compile_repeated_blocks)"
+            )
+        own = len(shapes) if len(ids) == 1 else 1
+        for part, its in zip(ids, (shapes[:own], shapes[own:]), strict=False):
+            grid.check(part, its)
+
+    def _knows(self, ids: tuple[Tensor, ...]) -> bool:
+        return len(ids) == len(self._last) and all(
+            last() is part and version is not None and version == _version(part)
+            for part, (last, version) in zip(ids, self._last, strict=True)
+        )
 
 
 def _version(tensor: Tensor) -> int | None:
@@ -293,6 +313,7 @@ def make_plan(model: nn.Module, adapter: Adapter, config: Options | None) -> Joi
                 reason=why_dense(attention) or "",
                 text_first=blocks.text_first,
                 rotary=blocks.rotary,
+                references=blocks.references,
                 selects_first=separate,
                 key_width=attention.to_k.out_features if separate else _inner_dim(attention),
             )
@@ -346,8 +367,9 @@ def watch(target: nn.Module, model: nn.Module, plan: JointPlan) -> None:
 def attentions(model: Any, adapter: Adapter) -> Iterator[tuple[str, nn.Module, Any, Blocks]]:
     """Name, the norm before it, the module, and where it is from."""
     for blocks in adapter.blocks:
-        for index, block in enumerate(getattr(model, blocks.path)):
+        for index, block in enumerate(attrgetter(blocks.path)(model)):
             attention = getattr(block, blocks.attention, None)
             if attention is not None:
                 name = f"{blocks.path}.{index}.{blocks.attention}"
-                yield name, getattr(block, blocks.norm), attention, blocks
+                norm = getattr(block, blocks.norm) if blocks.norm else block
+                yield name, norm, attention, blocks
