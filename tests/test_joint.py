@@ -348,6 +348,43 @@ def test_a_picture_is_found_behind_text_at_the_origin():
         grid.check(ids, ((1, 6, 4),))
 
 
+@torch.no_grad()
+def test_a_controlnet_that_runs_refiners_of_the_transformer_needs_the_grid():
+    """Z-Image's runs them before the transformer, which reads the grid, is called."""
+    from diffusers import ZImageControlNetModel
+
+    model = tiny_transformers.z_image()
+    net = tiny._build(
+        lambda: ZImageControlNetModel(
+            control_layers_places=[0],
+            control_refiner_layers_places=[0],
+            control_in_dim=4,
+            dim=tiny_transformers.DIM,
+            n_refiner_layers=1,
+            n_heads=2,
+            n_kv_heads=2,
+            add_control_noise_refiner="control_noise_refiner",
+        )
+    )
+    ZImageControlNetModel.from_transformer(net, model)
+    arguments = tiny_transformers.inputs("z_image", model, 6, 8)
+    condition = [x.flip(-1) for x in arguments["x"]]
+
+    def out() -> torch.Tensor:
+        return tiny.flatten(net(**arguments, control_context=condition))
+
+    dense = out()
+    with apply_patch(model, factor=2) as patch:
+        with pytest.raises(GridError, match="set_grid"):
+            out()
+        patch.set_grid((6, 8))
+        coarse = out()
+        model(**arguments)
+        assert torch.equal(out(), coarse)
+    assert not torch.equal(coarse, dense)
+    assert torch.equal(out(), dense)
+
+
 # Reference pictures
 
 

@@ -203,7 +203,8 @@ class JointAttention(ForwardIntercept):
         if not self.plan.shapes:
             raise GridError(
                 f"{self.layer.name}: no token grid is known; it is read when the whole denoiser "
-                "runs, so call the denoiser, not this layer"
+                "runs, so call the denoiser, not this layer; where a ControlNet runs layers of it "
+                "first, call patch.set_grid((height, width)) with the size in tokens"
             )
         return self.plan.boxes(self.layer, ranks)
 
