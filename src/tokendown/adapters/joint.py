@@ -37,14 +37,12 @@ class JointLayer(Layer):
         text_first: whether exact tokens come before the image tokens in the joint sequence.
         rotary: name of the argument with the rotary positions, or None.
         selects_first: whether keys and values have projections of their own.
-        key_width: channels of the key projection.
         references: whether reference pictures are in its sequence, where there are any.
     """
 
     text_first: bool = False
     rotary: str | None = None
     selects_first: bool = True
-    key_width: int = 0
     references: bool = True
 
 
