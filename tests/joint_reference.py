@@ -7,7 +7,8 @@ every kept key gets log m on its logits; text stays whole and counts once.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -77,6 +78,12 @@ class Want:
 
 def complex_table(table: Any) -> Tensor:
     """Complex numbers, or (cos, sin) with every angle twice, to [1 or batch, tokens, pairs]."""
+    if isinstance(table, dict):  # AnyFlow: [1, 1, tokens, pairs]
+        table = table["key"][0]
+    elif isinstance(table[0], tuple):  # Allegro: of an axis each, and where every token is on it
+        axes = zip(*table, strict=True)
+        table = torch.cat([complex_table((cos[at[0]], sin[at[0]]))[0]
+                           for (cos, sin), at in axes], -1)  # fmt: skip
     if not isinstance(table, Tensor):
         cos, sin = (part.reshape(-1, *part.shape[-2:]) if part.ndim == 3 else part[None]
                     for part in (x.squeeze(2) if x.ndim == 4 else x for x in table))  # fmt: skip
@@ -89,14 +96,18 @@ def complex_table(table: Any) -> Tensor:
     return table if table.ndim == 3 else table[None]
 
 
-def rotate(x: Tensor, table: Tensor, halves: bool = False) -> Tensor:
+def rotate(x: Tensor, table: Tensor, halves: bool = False, thirds: bool = False) -> Tensor:
     """[batch, tokens, ..., d] by [1 or batch, tokens, d/2] complex.
 
     Args:
         x: neighbouring channels are a pair, or channels half a head apart.
         table: complex.
         halves: which of the two.
+        thirds: whether so in every third of the channels.
     """
+    if thirds:
+        axes = zip(x.chunk(3, -1), table.chunk(3, -1), strict=True)
+        return torch.cat([rotate(part, angles, halves) for part, angles in axes], -1)
     table = table.view(*table.shape[:2], *[1] * (x.ndim - 3), -1)
     if halves:
         first, second = x.double().chunk(2, -1)
@@ -112,13 +123,41 @@ def pick(x: Tensor, index: Tensor) -> Tensor:
     return x.gather(1, index[..., None].expand(-1, -1, x.shape[-1]))
 
 
+def _is_complex(table: Any) -> bool:
+    return isinstance(table, Tensor) and table.is_complex()
+
+
+def _size(attn: Any) -> int:
+    """Channels of a head."""
+    if hasattr(attn, "inner_dim"):
+        return attn.inner_dim // attn.heads
+    heads = attn.heads if hasattr(attn, "heads") else attn.num_heads
+    return attn.to_q.out_features // heads
+
+
 def _norm(norm: Any, x: Tensor) -> Tensor:
     return x if norm is None else norm(x)
 
 
-WIDE = ("WanAttention", "SkyReelsV2Attention", "LTXAttention")  # normalise over all heads
-HALVES = ("CogView4AttnProcessor", "CosmosAttnProcessor2_0")
+# Classes of attention modules, or of processors.
+WIDE = (  # normalise over all heads
+    "WanAttention",
+    "SkyReelsV2Attention",
+    "LTXAttention",
+    "AnyFlowAttention",
+    "LuminaAttnProcessor2_0",
+)
+HALVES = (
+    "CogView4AttnProcessor",
+    "CosmosAttnProcessor2_0",
+    "AllegroAttnProcessor2_0",
+    "OmniGenAttnProcessor2_0",
+)
+THIRDS = ("AllegroAttnProcessor2_0",)
 FLAT = ("LTXAttention",)  # rotates before it splits the heads
+
+
+BY_POSITION = ("Flux2ParallelSelfAttention", "Krea2Attention", "Flux3Attention")
 
 
 class Joint:
@@ -127,11 +166,13 @@ class Joint:
     Args:
         want: what to compute.
         text_first: the order of the joint sequence.
-        halves: how pairs of channels are rotated.
+        processor: name of the class that was there.
     """
 
-    def __init__(self, want: Want, text_first: bool, halves: bool) -> None:
-        self.want, self.text_first, self.halves = want, text_first, halves
+    def __init__(self, want: Want, text_first: bool, processor: str) -> None:
+        self.want, self.text_first = want, text_first
+        self.wide, self.halves = processor in WIDE, processor in HALVES
+        self.thirds = processor in THIRDS
         self.image = sum(math.prod(shape) for shape in want.shapes)
         self.norms: Tensor | None = None
         self.calls = 0
@@ -150,6 +191,9 @@ class Joint:
         rotary_emb: Any = None,
         encoder_hidden_states_mask: Tensor | None = None,
         freqs_cis: Any = None,
+        query_rotary_emb: Any = None,
+        key_rotary_emb: Any = None,
+        base_sequence_length: int | None = None,
     ) -> Any:
         self.calls += 1
         text = None if encoder_hidden_states is hidden_states else encoder_hidden_states
@@ -166,7 +210,8 @@ class Joint:
         index = bias.isfinite().nonzero()[:, 1].view(bias.shape[0], -1)
         bias = bias.gather(1, index)
 
-        tables = next((t for t in (image_rotary_emb, rotary_emb, freqs_cis) if t is not None), None)
+        given = (image_rotary_emb, rotary_emb, freqs_cis, key_rotary_emb)
+        tables = next((table for table in given if table is not None), None)
         image_table, text_table = self._tables(tables, length)
         query, _, _ = self._heads(attn, image, image_table)
         kept_table = None if image_table is None else pick(image_table, index)
@@ -180,6 +225,8 @@ class Joint:
         key, value = (x.repeat_interleave(query.shape[2] // x.shape[2], 2) for x in (key, value))
         mask = self._mask(attention_mask, encoder_hidden_states_mask, index, length)
         logits = torch.einsum("bqhd,bkhd->bhqk", query, key) / math.sqrt(query.shape[-1])
+        if base_sequence_length is not None:  # Lumina: sharper the larger the picture
+            logits = logits * math.sqrt(math.log(self.image, base_sequence_length))
         weights = (logits + bias[:, None, None].to(logits) + mask.to(logits)).softmax(-1)
         self.to_text = weights[:, :, length:, :length].sum(-1)  # of image queries
         out = torch.einsum("bhqk,bkhd->bqhd", weights, value).flatten(2)
@@ -189,7 +236,7 @@ class Joint:
         self, attn: Any, x: Tensor, table: Tensor | None, part: str = ""
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Query, key and value, [batch, tokens, heads, d], normalised and rotated."""
-        size = attn.inner_dim // attn.heads
+        size = _size(attn)
         if hasattr(attn, "to_qkv_mlp_proj"):  # FLUX.2: with the MLP in one
             query, key, value = attn.to_qkv_mlp_proj(x)[..., : 3 * attn.inner_dim].chunk(3, -1)
         elif part:
@@ -200,14 +247,15 @@ class Joint:
         rotated = []
         for which, tensor in (("q", query), ("k", key)):
             norm = getattr(attn, name + which, None)
-            if type(attn).__name__ in WIDE:
+            wide = self.wide or type(attn).__name__ in WIDE
+            if wide:
                 tensor = _norm(norm, tensor)
             if type(attn).__name__ not in FLAT:
                 tensor = tensor.unflatten(-1, (-1, size))
-            if type(attn).__name__ not in WIDE:
+            if not wide:
                 tensor = _norm(norm, tensor)
             if table is not None:
-                tensor = rotate(tensor, table, self.halves)
+                tensor = rotate(tensor, table, self.halves, self.thirds)
             if type(attn).__name__ in FLAT:
                 tensor = tensor.unflatten(-1, (-1, size))
             rotated.append(tensor)
@@ -223,7 +271,7 @@ class Joint:
         """Of the image and of the text, if that is rotated at all."""
         if table is None:
             return None, None
-        if isinstance(table, tuple) and table[0].is_complex():  # Qwen-Image: one each
+        if isinstance(table, tuple) and _is_complex(table[0]):  # Qwen-Image: one each
             return complex_table(table[0]), complex_table(table[1])
         table = complex_table(table)
         if table.shape[1] == self.image:
@@ -248,6 +296,8 @@ class Joint:
                 text, image = joint[..., self.image :], joint[..., : self.image]
             at = index[:, None, None].expand(-1, 1, image.shape[2], -1)
             image = image.gather(-1, at)
+            if joint.is_floating_point():  # added to the logits: zero, or as little as there is
+                text, image = text == 0, image == 0
         allowed = torch.cat([text.bool(), image.bool()], -1)
         # a query that may see nothing sees everything alike, as in torch
         return torch.where(allowed, 0.0, -1e30)
@@ -257,7 +307,11 @@ class Joint:
         if hasattr(attn, "to_qkv_mlp_proj"):
             mlp = attn.mlp_act_fn(attn.to_qkv_mlp_proj(hidden)[..., 3 * attn.inner_dim :])
             return attn.to_out(torch.cat([out, mlp], -1))
+        if hasattr(attn, "to_gate"):  # Krea 2
+            out = out * attn.to_gate(hidden).sigmoid()
         project = getattr(attn, "to_out", None)
+        if isinstance(project, nn.Identity):  # Lumina: projected together with cross-attention
+            return out.unflatten(-1, (attn.heads, -1))
         if not pair:
             if length and not self.text_first:
                 out = torch.cat([image, text], 1)
@@ -272,7 +326,7 @@ class Joint:
 
 
 class Parallel(Joint):
-    """For FLUX.2's single blocks, which pass their arguments by position."""
+    """For single streams that pass a mask and a table by position."""
 
     def __call__(self, attn: Any, hidden: Tensor, mask: Any = None, table: Any = None) -> Any:
         return super().__call__(attn, hidden, attention_mask=mask, image_rotary_emb=table)
@@ -301,23 +355,33 @@ WHERE: dict[str, list[tuple[str, str, str, bool]]] = {
     "wan_vace": [*_WAN, ("vace_blocks", "attn1", "norm1", True)],
     "hunyuan_video": _HUNYUAN,
     "hunyuan_image": _HUNYUAN,
+    "motif_video": _HUNYUAN,
+    "motif_decoder": _HUNYUAN,
     "flux_controlnet": _FLUX,
     "sd3_controlnet": _SD3,
     "qwen_image_controlnet": [("transformer_blocks", "attn", "img_norm1", True)],
     "flux2": _FLUX,
+    "flux3": [
+        ("mode_blocks.image", "attn", "norm", True),
+        ("single_transformer_blocks", "attn", "", True),  # its norm is given text as well
+    ],
     "ovis_image": _FLUX,
     "longcat_image": _FLUX,
     "bria": _FLUX,
     "bria_fibo": _FLUX,
     "skyreels": _WAN,
     "wan_animate": _WAN,
+    "anyflow": _WAN,
     "hunyuan_dit": [("blocks", "attn1", "norm1", True)],
+    "hunyuan_dit_controlnet": [("blocks", "attn1", "norm1", True)],
     "chrono_edit": _WAN,
     "ltx": _ATTN1,
     "cogvideox": _ATTN1,
     "consisid": _ATTN1,
     "easyanimate": _ATTN1,
     "cosmos": _ATTN1,
+    "cosmos_controlnet": [("control_blocks", "attn1", "norm1", True)],
+    "allegro": _ATTN1,
     "cogview3": _ATTN1,
     "cogview4": _ATTN1,
     "auraflow": [
@@ -328,6 +392,13 @@ WHERE: dict[str, list[tuple[str, str, str, bool]]] = {
         ("noise_refiner", "attention", "attention_norm1", False),
         ("layers", "attention", "attention_norm1", False),
     ],
+    "krea2": [("transformer_blocks", "attn", "norm1", True)],
+    "bria_fibo2": [
+        ("noise_refiner", "attention", "attention_norm1", True),
+        ("layers", "attention", "attention_norm1", True),
+    ],
+    "omnigen": [("layers", "self_attn", "input_layernorm", True)],
+    "lumina_next": [("layers", "attn1", "norm1", True)],
     "lumina2": [("noise_refiner", "attn", "norm1", True), ("layers", "attn", "norm1", True)],
 }
 
@@ -336,14 +407,16 @@ def coarsen(model: Any, kind: str, want: Want) -> list[Joint]:
     """Makes an un-patched model compute what a patched one should."""
     processors = []
     for path, attention, norm, text_first in WHERE[kind]:
-        for block in getattr(model, path):
+        alone = replace(want, shapes=want.shapes[:1])  # without references
+        for block in attrgetter(path)(model):
             module = getattr(block, attention, None)
             if module is None:
                 continue
-            halves = type(module.processor).__name__ in HALVES
-            kind = Parallel if hasattr(module, "to_qkv_mlp_proj") else Joint
-            processor = kind(want, text_first, halves)
+            kind = Parallel if type(module).__name__ in BY_POSITION else Joint
+            here = alone if path == "mode_blocks.image" else want
+            processor = kind(here, text_first, type(module.processor).__name__)
             module.set_processor(processor)
-            getattr(block, norm).register_forward_pre_hook(processor.note_norms, with_kwargs=True)
+            before = getattr(block, norm) if norm else block
+            before.register_forward_pre_hook(processor.note_norms, with_kwargs=True)
             processors.append(processor)
     return processors

@@ -130,14 +130,19 @@ class Coarse:
             index = bias.isfinite().nonzero()[:, 1].view(batch, -1)
             source = source.gather(1, index[..., None].expand(-1, -1, source.shape[-1]))
             bias = bias.gather(1, index)
+        size = attn.to_q.out_features // attn.heads
         query, key, value = (
-            projection(x).unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+            projection(x).unflatten(-1, (-1, size)).transpose(1, 2)
             for projection, x in (
                 (attn.to_q, hidden_states),
                 (attn.to_k, source),
                 (attn.to_v, source),
             )
         )
+        if attn.norm_q is not None:
+            query, key = attn.norm_q(query), attn.norm_k(key)
+        shared = query.shape[1] // key.shape[1]  # heads of queries that share one of keys
+        key, value = key.repeat_interleave(shared, 1), value.repeat_interleave(shared, 1)
         out = softmax_attention(query, key, value, bias[:, None, None])
         out = attn.to_out[0](out.transpose(1, 2).flatten(2))
         assert not attn.residual_connection
@@ -167,14 +172,16 @@ LEVELS = {
         "up_blocks.0": 4,
         "up_blocks.1": 2,
     },
+    "dreamlite_unet": {"down_blocks.1": 2, "mid_block": 2, "up_blocks.0": 2},
     "motion_unet": _TWO_LEVELS,
     "svd_unet": _TWO_LEVELS,
     "unet_3d": _TWO_LEVELS,
     "i2vgen_unet": _TWO_LEVELS,
     "pixart": {"transformer_blocks": 1},
     "dit": {"transformer_blocks": 1},
+    "latte": {"transformer_blocks": 1},
 }
-PATCH_SIZES = {"pixart": 2, "dit": 2}
+PATCH_SIZES = {"pixart": 2, "dit": 2, "latte": 2}
 _TEMPORAL = ("motion_modules", "temporal", "temp_attentions", "transformer_in")
 
 

@@ -133,6 +133,22 @@ def test_errors_are_those_of_masked_dense_attention(monkeypatch):
         assert want > 1e-4
 
 
+def test_errors_where_heads_share_keys_are_those_of_the_patched_layer():
+    model, grid = tiny.dreamlite_unet(), Grid(9, 11)
+    attention = model.down_blocks[1].attentions[0].transformer_blocks[0].attn1
+    tokens = random_tokens(grid, channels=16)
+    seen = measures.attended(
+        ClassicCall(attention, tokens, vector_norm(tokens), grid, 99), [Candidate(2)]
+    )
+    dense = attention(tokens)
+    with apply_patch(model, factor=2, anchors=0) as patch:
+        for layer in patch._plans[0].layers:
+            layer.height, layer.width = 9, 11
+        want = (attention(tokens) - dense).square().sum() / dense.square().sum()
+    assert seen.errors[Candidate(2)] == pytest.approx(float(want), rel=1e-3)
+    assert want > 1e-4
+
+
 class Largest(TorchDispatchMode):
     """Notes the largest tensor that any operation returns."""
 

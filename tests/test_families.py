@@ -234,7 +234,7 @@ def test_masks_are_selected_with_the_keys(anchors):
 # Left alone
 
 
-@pytest.mark.parametrize("kind", ["motion_unet", "svd_unet", "unet_3d", "i2vgen_unet"])
+@pytest.mark.parametrize("kind", ["motion_unet", "svd_unet", "unet_3d", "i2vgen_unet", "latte"])
 def test_temporal_and_cross_attention_see_every_key(kind):
     model = built(kind, torch.float32)
     spatial = {f"{name}.attn1" for name in reference.spatial_blocks(model, kind)}
@@ -248,7 +248,8 @@ def test_temporal_and_cross_attention_see_every_key(kind):
             for name, module in model.named_modules()
             if hasattr(module, "to_k")
         ]
-        tiny.run(model, 8, 10)
+        side = reference.PATCH_SIZES.get(kind, 1)
+        tiny.run(model, 8 * side, 10 * side)
         for handle in handles:
             handle.remove()
         return seen

@@ -29,6 +29,11 @@ VIDEO = [
     "consisid",
     "easyanimate",
     "cosmos",
+    "cosmos_controlnet",
+    "anyflow",
+    "allegro",
+    "motif_video",
+    "motif_decoder",
 ]
 
 
@@ -164,6 +169,19 @@ def test_duplicated_tokens_give_exactly_the_dense_result(kind, with_text, factor
             assert (out() - dense).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("anchors", [None, torch.tensor([[1], [5]])], ids=["grid", "anchors"])
+def test_a_mask_that_is_expanded_over_heads_and_queries_stays_small(anchors):
+    """Lumina-Next expands one to heads x queries x keys; a copy of that would be huge."""
+    from tokendown.adapters.dispatch import Call
+    from tokendown.sequence import Box, Sequence
+
+    sequence = Sequence((Box(1, 3, 4, factor=2),), before=2, anchors=anchors)
+    mask = torch.rand(2, 1, 1, 14) > 0.3
+    kept = Call(sequence, counted=True).mask(mask.expand(2, 6, 9, 14))
+    assert kept.shape == (2, 1, 1, sequence.kept)
+    assert torch.equal(kept, sequence.take(mask, 3))
+
+
 # Where the grid comes from
 
 
@@ -193,6 +211,37 @@ def test_positions_are_read_once_a_tensor(monkeypatch):
         assert len(reads) == 2
     with apply_patch(model, factor=2), torch.no_grad():
         assert torch.equal(tiny.flatten(model(**arguments)), changed)
+
+
+def test_positions_of_references_are_read_apart():
+    """FLUX.3 has an argument for them: a change of those alone is noticed."""
+    model, size = built("flux3"), (6, 4)
+    arguments = tiny_transformers.inputs("flux3", model, *size)
+    arguments |= with_reference("flux3", arguments, size, (5, 7))
+    ids = arguments["image_cond_ids"]
+    with apply_patch(model, factor=2, references=2) as patch, torch.no_grad():
+        model(**arguments)
+        assert patch._plans[0].shapes == ((1, 6, 4), (1, 5, 7))
+        ids[:, :3] = tiny_transformers.position_ids(7, 5, picture=1)
+        model(**arguments)
+        assert patch._plans[0].shapes == ((1, 6, 4), (1, 7, 5))
+        del arguments["image_cond_hidden_states"], arguments["image_cond_ids"]
+        model(**arguments)
+        assert patch._plans[0].shapes == ((1, 6, 4),)
+
+
+def test_positions_of_references_are_checked_apart():
+    model, size = copy.deepcopy(built("flux3")).to("meta"), (6, 4)
+    arguments = tiny_transformers.inputs("flux3", built("flux3"), *size)
+    arguments |= with_reference("flux3", arguments, size, (5, 7))
+    arguments = {name: value.to("meta") for name, value in arguments.items()}
+    with apply_patch(model, factor=2, references=2) as patch, torch.no_grad():
+        patch.set_grid(size, (5, 7))
+        model(**arguments)
+        for wrong in ([size], [size, (5, 6)], [(5, 4), (5, 7)]):
+            patch.set_grid(*wrong)
+            with pytest.raises(GridError, match="set_grid"):
+                model(**arguments)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -267,21 +316,101 @@ def test_captions_of_several_lengths_in_a_batch_are_refused():
         assert not torch.equal(tiny.flatten(model(**alone)), dense[: dense.shape[0] // 2])
 
 
+def test_gists_of_several_lengths_in_a_batch_are_refused():
+    """Bria FIBO 2 would put them behind the image, and pad them there."""
+    model = built("bria_fibo2")
+    arguments = tiny_transformers.inputs("bria_fibo2", model, 4, 6)
+    arguments["encoder_attention_mask"][0, -2:] = False
+    dense = tiny.flatten(model(**arguments))
+    with (
+        apply_patch(model, factor=2),
+        pytest.raises(GridError, match=r"captions of \[3, 5\] tokens.*once a caption"),
+    ):
+        model(**arguments)
+    assert torch.equal(tiny.flatten(model(**arguments)), dense)
+
+
+def test_a_picture_is_found_behind_text_at_the_origin():
+    from tokendown.adapters.grids import JoinedIdGrid
+
+    grid = JoinedIdGrid("position_ids")
+    for height, width in [(4, 6), (1, 5), (5, 1), (1, 1)]:
+        image = tiny_transformers.position_ids(height, width)
+        for text in (0, 1, 7):
+            ids = torch.cat([torch.zeros(text, 3), image])
+            assert grid.read(ids) == ((1, height, width),)
+            grid.check(ids, ((1, height, width),))
+    ids = torch.cat([torch.zeros(7, 3), tiny_transformers.position_ids(4, 6)])
+    for wrong in (ids[:-1], ids + 1):
+        with pytest.raises(GridError, match="row-major"):
+            grid.read(wrong)
+    with pytest.raises(RuntimeError, match="another grid"):
+        grid.check(ids, ((1, 6, 4),))
+
+
+@torch.no_grad()
+def test_a_controlnet_that_runs_refiners_of_the_transformer_needs_the_grid():
+    """Z-Image's runs them before the transformer, which reads the grid, is called."""
+    from diffusers import ZImageControlNetModel
+
+    model = tiny_transformers.z_image()
+    net = tiny._build(
+        lambda: ZImageControlNetModel(
+            control_layers_places=[0],
+            control_refiner_layers_places=[0],
+            control_in_dim=4,
+            dim=tiny_transformers.DIM,
+            n_refiner_layers=1,
+            n_heads=2,
+            n_kv_heads=2,
+            add_control_noise_refiner="control_noise_refiner",
+        )
+    )
+    ZImageControlNetModel.from_transformer(net, model)
+    arguments = tiny_transformers.inputs("z_image", model, 6, 8)
+    condition = [x.flip(-1) for x in arguments["x"]]
+
+    def out() -> torch.Tensor:
+        return tiny.flatten(net(**arguments, control_context=condition))
+
+    dense = out()
+    with apply_patch(model, factor=2) as patch:
+        with pytest.raises(GridError, match="set_grid"):
+            out()
+        patch.set_grid((6, 8))
+        coarse = out()
+        model(**arguments)
+        assert torch.equal(out(), coarse)
+    assert not torch.equal(coarse, dense)
+    assert torch.equal(out(), dense)
+
+
 # Reference pictures
 
 
+def with_reference(
+    kind: str, arguments: dict[str, Any], size: tuple[int, int], other: tuple[int, int]
+) -> dict[str, Any]:
+    """The arguments of a call that change where a second picture goes in."""
+    extra = torch.randn(2, other[0] * other[1], 4, dtype=torch.float64)
+    second = tiny_transformers.position_ids(*other, picture=1)
+    if kind == "bria_fibo2":
+        return {"context_latents": [torch.randn(2, 4, *(2 * side for side in other)).double()]}
+    if kind == "flux3":
+        ids = torch.cat([second, torch.zeros(len(second), 1)], 1)
+        return {"image_cond_hidden_states": extra, "image_cond_ids": ids}
+    hidden = {"hidden_states": torch.cat([arguments["hidden_states"], extra], 1)}
+    if kind == "flux":  # as Kontext appends them
+        return {**hidden, "img_ids": torch.cat([arguments["img_ids"], second])}
+    return {**hidden, "img_shapes": [[(1, *size), (1, *other)]] * 2}
+
+
 @pytest.mark.parametrize("references", [1, 2])
-@pytest.mark.parametrize("kind", ["flux", "qwen_image"])
+@pytest.mark.parametrize("kind", ["flux", "flux3", "qwen_image", "bria_fibo2"])
 def test_reference_pictures_have_their_own_grids_and_factor(kind, references):
     model, size, other = built(kind), (6, 4), (5, 7)
     arguments = tiny_transformers.inputs(kind, model, *size)
-    extra = torch.randn(2, 35, 4, dtype=torch.float64)
-    arguments["hidden_states"] = torch.cat([arguments["hidden_states"], extra], 1)
-    if kind == "flux":  # as Kontext appends them
-        second = tiny_transformers.position_ids(*other, picture=1)
-        arguments["img_ids"] = torch.cat([arguments["img_ids"], second])
-    else:
-        arguments["img_shapes"] = [[(1, *size), (1, *other)]] * 2
+    arguments |= with_reference(kind, arguments, size, other)
     copied = copy.deepcopy(model)
     want = Want(((1, *size), (1, *other)), anchors=3, references=references)
     joint_reference.coarsen(copied, kind, want)

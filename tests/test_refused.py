@@ -102,6 +102,8 @@ def test_the_reason_is_said(name, reason):
         ("Cosmos3OmniTransformer", "two attention calls", "causal_out = dispatch_attention_fn("),
         ("ErnieImageTransformer2DModel", "tokens, batch", "text_sbh"),
         ("Ideogram4Transformer2DModel", "packs", "segment_ids"),
+        ("ZImageControlNetModel", "none of its own", "controlnet.noise_refiner = transformer."),
+        ("DreamLiteTransformer2DModel", "a part", "used by the DreamLite U-Net"),
     ],
 )
 def test_reasons_have_evidence_in_the_source(name, part, evidence):

@@ -20,12 +20,14 @@ FAMILIES: list[Callable[[], Any]] = [
     tiny.sd_unet,
     tiny.sdxl_unet,
     tiny.controlnet,
+    tiny.dreamlite_unet,
     tiny.motion_unet,
     tiny.svd_unet,
     tiny.unet_3d,
     tiny.i2vgen_unet,
     tiny.pixart,
     tiny.dit,
+    tiny.latte,
 ]
 
 

@@ -106,6 +106,29 @@ def controlnet(seed: int = 0, **options: Any) -> diffusers.ControlNetModel:
     return _build(lambda: diffusers.ControlNetModel(**{**settings, **options}), seed)
 
 
+def dreamlite_unet(seed: int = 0) -> diffusers.DreamLiteUNetModel:
+    """Self-attention at downsampling 2 only, two heads of queries to one of normalised keys."""
+    return _build(
+        lambda: diffusers.DreamLiteUNetModel(
+            sample_size=16,
+            block_out_channels=(8, 16),
+            layers_per_block=1,
+            down_block_types=(
+                "DreamLiteCrossAttnNoSelfAttnDownBlock2D",
+                "DreamLiteCrossAttnDownBlock2D",
+            ),
+            up_block_types=("DreamLiteCrossAttnUpBlock2D", "DreamLiteUpBlock2D"),
+            cross_attention_dim=TEXT_DIM,
+            attention_head_dim=2,  # the number of heads
+            norm_num_groups=4,
+            addition_embed_type="time",
+            addition_time_embed_dim=4,
+            projection_class_embeddings_input_dim=8,
+        ),
+        seed,
+    )
+
+
 def motion_unet(seed: int = 0) -> diffusers.UNetMotionModel:
     """AnimateDiff: spatial self-attention at downsampling 1 and 2, temporal everywhere."""
     return _build(
@@ -214,6 +237,27 @@ def dit(seed: int = 0) -> diffusers.DiTTransformer2DModel:
     )
 
 
+def latte(seed: int = 0) -> diffusers.LatteTransformer3DModel:
+    """Two spatial and two temporal blocks in turn; a token is a 2 x 2 patch of a frame."""
+    return _build(
+        lambda: diffusers.LatteTransformer3DModel(
+            sample_size=16,
+            num_layers=2,
+            patch_size=2,
+            num_attention_heads=2,
+            attention_head_dim=4,
+            in_channels=4,
+            out_channels=8,
+            caption_channels=TEXT_DIM,
+            cross_attention_dim=8,
+            norm_type="ada_norm_single",
+            norm_elementwise_affine=False,
+            video_length=FRAMES,
+        ),
+        seed,
+    )
+
+
 # Inputs of one call of a denoiser
 
 
@@ -243,6 +287,12 @@ def inputs(
             "hidden_states": noise(batch, 4, height, width),
             "timestep": time,
             "class_labels": labels,
+        }
+    if kind == "LatteTransformer3DModel":
+        return {
+            "hidden_states": noise(batch, 4, FRAMES, height, width),
+            "encoder_hidden_states": text,
+            "timestep": time,
         }
     if kind == "UNetSpatioTemporalConditionModel":
         return {
@@ -274,6 +324,8 @@ def inputs(
             "text_embeds": noise(batch, TEXT_DIM),
             "time_ids": noise(batch, 6),
         }
+    if model.config.addition_embed_type == "time":
+        image["added_cond_kwargs"] = {"time_ids": noise(batch, 2)}
     if kind == "ControlNetModel":
         image["controlnet_cond"] = noise(batch, 3, 2 * height, 2 * width)
     return image

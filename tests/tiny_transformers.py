@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import diffusers
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
 
 import tiny
 from transformer_inputs import FRAMES, INPUTS, TEXT, inputs, position_ids
@@ -479,6 +481,214 @@ def qwen_image_controlnet(seed: int = 0) -> diffusers.QwenImageControlNetModel:
             num_attention_heads=2,
             joint_attention_dim=8,
             axes_dims_rope=(2, 2, 4),
+        ),
+        seed,
+    )
+
+
+def anyflow(seed: int = 0) -> diffusers.AnyFlowTransformer3DModel:
+    """Wan-like; frames before channels, two times a frame."""
+    return _build(lambda: diffusers.AnyFlowTransformer3DModel(**_WAN), seed)
+
+
+def allegro(seed: int = 0) -> diffusers.AllegroTransformer3DModel:
+    """Video only; rotates frames, rows and columns in a third of a head each."""
+    return _build(
+        lambda: diffusers.AllegroTransformer3DModel(
+            num_attention_heads=2,
+            attention_head_dim=12,  # a third splits into pairs
+            num_layers=2,
+            cross_attention_dim=24,
+            sample_height=32,
+            sample_width=32,
+            sample_frames=FRAMES,
+            caption_channels=8,
+        ),
+        seed,
+    )
+
+
+def cosmos_controlnet(seed: int = 0) -> diffusers.CosmosControlNetModel:
+    """Cosmos's blocks; control and latent are added up at the first."""
+    _stand_in_for_torchvision()
+    return _build(
+        lambda: diffusers.CosmosControlNetModel(
+            n_controlnet_blocks=2,
+            in_channels=6,
+            latent_channels=6,
+            model_channels=32,
+            num_attention_heads=2,
+            attention_head_dim=16,
+            text_embed_dim=8,
+            adaln_lora_dim=4,
+            max_size=(4, 64, 64),
+        ),
+        seed,
+    )
+
+
+def _stand_in_for_torchvision() -> None:
+    """diffusers resizes a mask with torchvision, which does not go with a torch for CPUs only."""
+    from diffusers.models.controlnets import controlnet_cosmos as host
+
+    if not hasattr(host, "transforms"):
+        host.transforms = SimpleNamespace(
+            functional=SimpleNamespace(
+                resize=lambda x, size, interpolation: functional.interpolate(x, size)
+            ),
+            InterpolationMode=SimpleNamespace(NEAREST="nearest"),
+        )
+
+
+def hunyuan_dit_controlnet(seed: int = 0) -> diffusers.HunyuanDiT2DControlNetModel:
+    """The first half of HunyuanDiT's blocks."""
+    return _build(
+        lambda: diffusers.HunyuanDiT2DControlNetModel(
+            sample_size=32,
+            in_channels=4,
+            patch_size=2,
+            num_attention_heads=2,
+            attention_head_dim=8,
+            hidden_size=DIM,
+            transformer_num_layers=6,  # two blocks
+            cross_attention_dim=8,
+            cross_attention_dim_t5=8,
+            pooled_projection_dim=8,
+            text_len=TEXT,
+            text_len_t5=TEXT,
+            use_style_cond_and_image_meta_size=False,
+        ),
+        seed,
+    )
+
+
+def motif_video(seed: int = 0, **options: Any) -> diffusers.MotifVideoTransformer3DModel:
+    """One double and one single block, with cross-attention to text beside."""
+    settings = {
+        "in_channels": 4,
+        "out_channels": 4,
+        "num_attention_heads": 2,
+        "attention_head_dim": 8,
+        "num_layers": 1,
+        "num_single_layers": 1,
+        "text_embed_dim": 8,
+        "rope_axes_dim": (2, 2, 4),
+        "enable_text_cross_attention_dual": True,
+        "enable_text_cross_attention_single": True,
+    }
+    model = _build(lambda: diffusers.MotifVideoTransformer3DModel(**{**settings, **options}), seed)
+    # the host gives it float32, unless the model is in half precision
+    model.time_text_embed.timestep_embedder.register_forward_pre_hook(_in_own_dtype)
+    return model
+
+
+def _in_own_dtype(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return tuple(x.to(next(module.parameters()).dtype) for x in args)
+
+
+def motif_decoder(seed: int = 0) -> diffusers.MotifVideoTransformer3DModel:
+    """The last block has the video so far where text was: all of it is exact."""
+    return motif_video(seed, num_single_layers=2, num_decoder_layers=1)
+
+
+def lumina_next(seed: int = 0) -> diffusers.LuminaNextDiT2DModel:
+    """Image tokens only, rotated; two heads of queries to one of keys."""
+    return _build(
+        lambda: diffusers.LuminaNextDiT2DModel(
+            sample_size=32,
+            in_channels=4,
+            hidden_size=DIM,
+            num_layers=2,
+            num_attention_heads=2,
+            num_kv_heads=1,
+            multiple_of=8,
+            cross_attention_dim=8,
+        ),
+        seed,
+    )
+
+
+def krea2(seed: int = 0) -> diffusers.Krea2Transformer2DModel:
+    """Text and image in one stream; four heads of queries to two of keys, and a gate behind."""
+    return _build(
+        lambda: diffusers.Krea2Transformer2DModel(
+            in_channels=4,
+            num_layers=2,
+            attention_head_dim=8,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            intermediate_size=16,
+            timestep_embed_dim=8,
+            text_hidden_dim=8,
+            num_text_layers=2,
+            text_num_attention_heads=2,
+            text_num_key_value_heads=2,
+            text_intermediate_size=8,
+            num_layerwise_text_blocks=1,
+            num_refiner_text_blocks=1,
+            axes_dims_rope=(2, 2, 4),
+        ),
+        seed,
+    )
+
+
+def bria_fibo2(seed: int = 0) -> diffusers.BriaFibo2Transformer2DModel:
+    """A gist of the text before the image in one stream; the last block reads the text as well."""
+    return _build(
+        lambda: diffusers.BriaFibo2Transformer2DModel(
+            in_channels=4,
+            dim=32,
+            n_layers=2,
+            n_refiner_layers=1,
+            n_heads=2,
+            cap_feat_dim=8,
+            injection_layer_ids=(1,),
+            perceiver_num_layers=1,
+            min_num_gist_tokens=4,
+            max_num_gist_tokens=8,
+            gist_step=4,
+            gist_min_text_len=4,
+            gist_max_text_len=16,
+            axes_dims=(4, 6, 6),
+            axes_lens=(64, 64, 64),
+        ),
+        seed,
+    )
+
+
+def omnigen(seed: int = 0) -> diffusers.OmniGenTransformer2DModel:
+    """Text, time and image in one stream, under a mask; rotates halves of a head."""
+    return _build(
+        lambda: diffusers.OmniGenTransformer2DModel(
+            in_channels=4,
+            hidden_size=DIM,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            intermediate_size=16,
+            num_layers=2,
+            pad_token_id=0,
+            vocab_size=20,
+            rope_scaling={"short_factor": [1.0] * 4, "long_factor": [1.0] * 4},
+            pos_embed_max_size=32,
+            time_step_dim=8,
+        ),
+        seed,
+    )
+
+
+def flux3(seed: int = 0) -> diffusers.Flux3Transformer2DModel:
+    """Blocks for image and for text alone, then one stream; references have an argument."""
+    return _build(
+        lambda: diffusers.Flux3Transformer2DModel(
+            in_channels=4,
+            cond_in_channels=4,
+            num_layers=1,
+            num_single_layers=1,
+            attention_head_dim=8,
+            num_attention_heads=2,
+            joint_attention_dim=8,
+            timestep_channels=8,
+            axes_dims_rope=(2, 2, 2, 2),
         ),
         seed,
     )

@@ -145,6 +145,12 @@ def _flux2(model: Any, noise: Noise, height: int, width: int, batch: int) -> dic
     return {**inputs, "img_ids": ids, "txt_ids": text, "guidance": torch.full((batch,), 4.0)}
 
 
+def _flux3(model: Any, noise: Noise, height: int, width: int, batch: int) -> dict[str, Any]:
+    inputs = _flux2(model, noise, height, width, batch)
+    del inputs["guidance"]
+    return inputs
+
+
 def _bria_fibo(model: Any, noise: Noise, height: int, width: int, batch: int) -> dict[str, Any]:
     inputs = _flux_like(model, noise, height, width, batch)
     return {**inputs, "text_encoder_layers": [noise(batch, TEXT, 8) for _ in range(2)]}
@@ -231,6 +237,107 @@ def _lumina2(model: Any, noise: Noise, height: int, width: int, batch: int) -> d
     }
 
 
+def _anyflow(model: Any, noise: Noise, height: int, width: int, batch: int) -> dict[str, Any]:
+    return {
+        "hidden_states": noise(batch, FRAMES, 4, 2 * height, 2 * width),
+        "encoder_hidden_states": noise(batch, TEXT, 8),
+        "timestep": torch.full((batch, FRAMES), 500.0),
+        "r_timestep": torch.full((batch, FRAMES), 400.0),
+    }
+
+
+def _allegro(model: Any, noise: Noise, height: int, width: int, batch: int) -> dict[str, Any]:
+    from diffusers.models.embeddings import get_3d_rotary_pos_embed_allegro
+
+    corners, size = ((0, 0), (height, width)), (height, width)
+    table = get_3d_rotary_pos_embed_allegro(12, corners, size, FRAMES)[:3]
+    places = torch.cartesian_prod(*(torch.arange(n) for n in (FRAMES, height, width)))
+    mask = torch.ones(batch, TEXT)
+    mask[0, TEXT - 2 :] = 0
+    return {
+        "hidden_states": noise(batch, 4, FRAMES, 2 * height, 2 * width),
+        "encoder_hidden_states": noise(batch, TEXT, 8),
+        "encoder_attention_mask": mask,
+        "timestep": torch.full((batch,), 500),
+        "image_rotary_emb": (table, tuple(places.T[:, None])),
+    }
+
+
+def _cosmos_controlnet(
+    model: Any, noise: Noise, height: int, width: int, batch: int
+) -> dict[str, Any]:
+    video = (FRAMES, 2 * height, 2 * width)
+    return {
+        "controls_latents": noise(batch, 4, *video),
+        "latents": noise(batch, 4, *video),
+        "timestep": torch.full((batch,), 500),
+        "encoder_hidden_states": noise(batch, TEXT, 8),
+        "condition_mask": noise(batch, 1, *video),
+        "padding_mask": noise(1, 1, 2 * height, 2 * width),
+    }
+
+
+def _motif(model: Any, noise: Noise, height: int, width: int, batch: int) -> dict[str, Any]:
+    mask = torch.ones(batch, TEXT)
+    mask[0, TEXT - 2 :] = 0
+    return {
+        "hidden_states": noise(batch, 4, FRAMES, 2 * height, 2 * width),
+        "encoder_hidden_states": noise(batch, TEXT, 8),
+        "encoder_attention_mask": mask,
+        "timestep": torch.full((batch,), 500),
+    }
+
+
+def _lumina_next(model: Any, noise: Noise, height: int, width: int, batch: int) -> dict[str, Any]:
+    from diffusers.models.embeddings import get_2d_rotary_pos_embed_lumina
+
+    return {
+        "hidden_states": noise(batch, 4, 2 * height, 2 * width),
+        "timestep": torch.full((batch,), 0.5),
+        "encoder_hidden_states": noise(batch, TEXT, 8),
+        "encoder_mask": torch.ones(batch, TEXT),
+        "image_rotary_emb": get_2d_rotary_pos_embed_lumina(8, 64, 64),  # a part of it is used
+        "cross_attention_kwargs": {"base_sequence_length": 16},
+    }
+
+
+def _krea2(model: Any, noise: Noise, height: int, width: int, batch: int) -> dict[str, Any]:
+    mask = torch.ones(batch, TEXT, dtype=torch.bool)
+    mask[0, TEXT - 2 :] = False
+    return {
+        "hidden_states": noise(batch, height * width, 4),
+        "encoder_hidden_states": noise(batch, TEXT, 2, 8),
+        "encoder_attention_mask": mask,
+        "timestep": torch.full((batch,), 0.5),
+        "position_ids": torch.cat([torch.zeros(TEXT, 3), position_ids(height, width)]),
+    }
+
+
+def _bria_fibo2(model: Any, noise: Noise, height: int, width: int, batch: int) -> dict[str, Any]:
+    return {
+        "hidden_states": noise(batch, 4, 2 * height, 2 * width),
+        "timestep": torch.full((batch,), 0.5),
+        "encoder_hidden_states": noise(batch, 2, TEXT, 8),
+        "encoder_attention_mask": torch.ones(batch, TEXT, dtype=torch.bool),
+    }
+
+
+def _omnigen(model: Any, noise: Noise, height: int, width: int, batch: int) -> dict[str, Any]:
+    tokens = TEXT + 1 + height * width
+    mask = torch.ones(batch, tokens, tokens).tril()  # text sees what was before
+    mask[:, TEXT + 1 :] = 1
+    mask[0, :, :2] = torch.eye(tokens)[:, :2]  # padded text
+    return {
+        "hidden_states": noise(batch, 4, 2 * height, 2 * width),
+        "timestep": torch.full((batch,), 0.5),
+        "input_ids": torch.arange(batch * TEXT).view(batch, TEXT) + 1,
+        "input_img_latents": [],
+        "input_image_sizes": {},
+        "attention_mask": mask.to(noise.like.dtype),
+        "position_ids": torch.arange(tokens).expand(batch, -1),
+    }
+
+
 def _conditioned(make: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
     """The same with a condition of the latent's shape."""
 
@@ -253,6 +360,7 @@ INPUTS: dict[str, Callable[..., dict[str, Any]]] = {
     "hunyuan_video": _hunyuan,
     "hunyuan_image": _hunyuan_image,
     "flux2": _flux2,
+    "flux3": _flux3,
     "ovis_image": _flux_like,
     "longcat_image": _flux_like,
     "bria": _flux_like,
@@ -271,7 +379,17 @@ INPUTS: dict[str, Callable[..., dict[str, Any]]] = {
     "cogview4": _cogview,
     "auraflow": _auraflow,
     "lumina2": _lumina2,
+    "anyflow": _anyflow,
+    "allegro": _allegro,
+    "motif_video": _motif,
+    "motif_decoder": _motif,
+    "lumina_next": _lumina_next,
+    "omnigen": _omnigen,
+    "krea2": _krea2,
+    "bria_fibo2": _bria_fibo2,
     "flux_controlnet": _conditioned(_flux),
+    "cosmos_controlnet": _cosmos_controlnet,
+    "hunyuan_dit_controlnet": _conditioned(_hunyuan_dit),
     "sd3_controlnet": _conditioned(_sd3),
     "qwen_image_controlnet": _conditioned(_qwen),
 }

@@ -17,22 +17,20 @@ def projection_flops(tokens: int, channels: int, width: int) -> int:
     return 2 * tokens * channels * width
 
 
-def self_attention_flops(tokens: int, keys: int, channels: int, heads: int, head_dim: int) -> int:
+def self_attention_flops(tokens: int, keys: int, channels: int, width: int, key_width: int) -> int:
     """Projections of queries, keys, values and output, and the attention itself.
 
     Args:
         tokens: queries, N.
         keys: kept keys, grid and anchors; N where the layer is dense.
         channels: width of the tokens.
-        heads: number of heads.
-        head_dim: channels a head.
+        width: heads times channels a head, of the queries.
+        key_width: the same of keys and values, before they are repeated for the heads of queries.
     """
-    width = heads * head_dim
-    per_token = projection_flops(1, channels, width)
     return (
-        2 * tokens * per_token  # to_q, to_out
-        + 2 * keys * per_token  # to_k, to_v
-        + attention_flops(tokens, keys, heads, head_dim)
+        2 * projection_flops(tokens, channels, width)  # to_q, to_out
+        + 2 * projection_flops(keys, channels, key_width)  # to_k, to_v
+        + attention_flops(tokens, keys, 1, width)
     )
 
 

@@ -243,7 +243,7 @@ def layer_at(plan: Plan, layer: Layer, cost: Cost) -> LayerSummary:
         keys = image if rule is None else kept_tokens(seen.grid, factor, rule.anchors, rule.method)
         before, after = (
             seen.batch
-            * self_attention_flops(image, kept, layer.channels, layer.heads, layer.head_dim)
+            * self_attention_flops(image, kept, layer.channels, layer.inner_dim, layer.key_width)
             for kept in (image, keys)
         )
     what = str(rule or "") if factor == 1 else _how(rule)
@@ -267,8 +267,9 @@ def _how(rule: Rule | None) -> str:
 
 def _joint_flops(layer: JointLayer, tokens: int, keys: int) -> int:
     projected = keys if layer.selects_first else tokens
-    width = layer.heads * layer.head_dim
-    return joint_attention_flops(tokens, keys, projected, layer.channels, width, layer.key_width)
+    return joint_attention_flops(
+        tokens, keys, projected, layer.channels, layer.inner_dim, layer.key_width
+    )
 
 
 def _row(layer: LayerSummary) -> tuple[str, ...]:

@@ -17,9 +17,10 @@ PATCH = {"factor": 2, "anchors": 3}
 KINDS = [
     "flux", "chroma", "sd35", "qwen_image", "wan", "wan_i2v", "wan_vace", "hunyuan_video",
     "flux2", "z_image", "ltx", "cogvideox", "cogview4", "auraflow", "hunyuan_image",
+    "anyflow", "motif_video", "lumina_next", "krea2", "flux3",
 ]  # fmt: skip
 # Positions as a tensor: a compiled model cannot read them.
-BY_VALUE = ("flux", "flux2", "chroma")
+BY_VALUE = ("flux", "flux2", "flux3", "chroma", "krea2")
 
 
 @pytest.fixture(autouse=True)

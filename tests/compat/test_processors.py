@@ -133,6 +133,23 @@ def test_chosen_backend_is_used(monkeypatch, anchors, fused):
     assert torch.equal(tiny.run(unet, *LATENT), dense)
 
 
+@pytest.mark.compat("attention backends, DreamLite", note="one head of keys for several of queries")
+def test_chosen_backend_with_shared_heads_of_keys(monkeypatch):
+    unet = tiny.dreamlite_unet()
+    backends = _AttentionBackendRegistry._backends
+    name = AttentionBackendName._NATIVE_MATH
+    spy = RefusesMasks(backends[name])
+    monkeypatch.setitem(backends, name, spy)
+    dense = tiny.run(unet, *LATENT)
+    with apply_patch(unet, factor=2, anchors=ANCHORS) as patch:
+        want = tiny.run(unet, *LATENT)
+        with attention_backend(name):
+            got = tiny.run(unet, *LATENT)
+        assert spy.calls >= len(patch._plans[0].patched)
+    torch.testing.assert_close(got, want, rtol=0, atol=2e-4 * want.abs().max().item())
+    assert not torch.equal(got, dense)
+
+
 @pytest.mark.compat("attention backends: set_attention_backend", note="before and after the patch")
 @pytest.mark.parametrize("backend", ["_native_math", "flex"])
 def test_set_attention_backend(backend):

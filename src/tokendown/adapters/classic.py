@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 # These guidance tricks compare or swap queries and values, so they need as many of one as of the
 # other; with fewer keys they would silently turn into plain guidance.
 _GUIDANCE_HOOKS = {"AttentionProcessorSkipHook", "SmoothedEnergyGuidanceHook"}
+# Processors that do nothing but attention.
+_PLAIN = ("AttnProcessor2_0", "FusedAttnProcessor2_0", "DreamLiteAttnProcessor2_0")
 PERTURBED = "perturbed-attention guidance needs every key"
 
 
@@ -191,7 +193,7 @@ def _takes_chosen_backend(attention: Any) -> bool:
     chosen, _ = _AttentionBackendRegistry.get_active_backend()
     return (
         chosen != AttentionBackendName.NATIVE
-        and type(attention.processor).__name__ in ("AttnProcessor2_0", "FusedAttnProcessor2_0")
+        and type(attention.processor).__name__ in _PLAIN
         and attention.group_norm is None
         and attention.spatial_norm is None
         and not attention.norm_cross
@@ -204,8 +206,9 @@ def _attend_on_chosen_backend(
     """Attention with the bias folded into the head channels, on the backend that is active."""
     from diffusers.models.attention_dispatch import dispatch_attention_fn
 
+    size = attention.inner_dim // attention.heads
     query, key, value = (
-        projection(tokens).unflatten(-1, (attention.heads, -1))
+        projection(tokens).unflatten(-1, (-1, size))
         for projection, tokens in (
             (attention.to_q, hidden_states),
             (attention.to_k, kept),
@@ -216,7 +219,9 @@ def _attend_on_chosen_backend(
         query = attention.norm_q(query)
     if attention.norm_k is not None:
         key = attention.norm_k(key)
-    size = query.shape[-1]
+    shared = query.shape[2] // key.shape[2]  # DreamLite: one head of keys for several of queries
+    if shared > 1:
+        key, value = key.repeat_interleave(shared, 2), value.repeat_interleave(shared, 2)
     scale = size**-0.5
     if bias is not None:
         query, key, value = fold_bias(query, key, value, bias[:, None], scale=scale)

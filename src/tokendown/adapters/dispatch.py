@@ -62,7 +62,15 @@ class Call:
         """A mask over all keys, on the kept ones."""
         if given is None or given.shape[-1] == 1:  # the same for every key
             return given
-        return self.keep(given, given.ndim - 1)
+        return self.keep(_once(given), given.ndim - 1)
+
+
+def _once(mask: Tensor) -> Tensor:
+    """[batch, heads, queries, keys] -> 1 where it is only expanded: keeping keys would copy it."""
+    for dim in range(1, mask.ndim - 1):
+        if mask.stride(dim) == 0:
+            mask = mask.narrow(dim, 0, 1)
+    return mask
 
 
 class _Current(threading.local):

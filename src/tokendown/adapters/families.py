@@ -43,7 +43,7 @@ class Site:
 def _unet_sites(model: Any) -> Iterator[Site]:
     for name, module in model.named_modules():
         kind = type(module).__name__
-        if kind == "TransformerSpatioTemporalModel" or (
+        if kind in ("TransformerSpatioTemporalModel", "DreamLiteTransformer2DModel") or (
             kind == "Transformer2DModel" and module.is_input_continuous
         ):
             blocks = [
@@ -82,9 +82,11 @@ FAMILIES: dict[str, Callable[[Any], Iterator[Site]]] = {
     "UNetSpatioTemporalConditionModel": _unet_sites,
     "UNet3DConditionModel": _unet_sites,
     "I2VGenXLUNet": _unet_sites,
+    "DreamLiteUNetModel": _unet_sites,
     "ControlNetModel": _unet_sites,
     "PixArtTransformer2DModel": _patch_transformer_sites,
     "DiTTransformer2DModel": _patch_transformer_sites,
+    "LatteTransformer3DModel": _patch_transformer_sites,  # frames are images of the batch
 }
 
 
@@ -151,6 +153,7 @@ def _classic_plan(model: nn.Module, config: Options | None) -> Plan:
                     channels=attention.query_dim,
                     heads=attention.heads,
                     head_dim=attention.inner_dim // attention.heads,
+                    key_width=attention.to_k.out_features,
                     reason=_never(attention) or why_dense(attention) or "",
                 )
             )
@@ -211,7 +214,8 @@ def attentions(model: nn.Module) -> Iterator[tuple[str, nn.Module, Any]]:
 def self_attention(site: Site) -> Iterator[tuple[str, nn.Module, Any]]:
     """Name, the norm before it, and the module."""
     for name, block in site.blocks:
-        if not getattr(block, "only_cross_attention", False):
+        # DreamLite has blocks without self-attention
+        if not getattr(block, "only_cross_attention", False) and block.attn1 is not None:
             yield f"{name}.attn1", block.norm1, block.attn1
         if getattr(block, "double_self_attention", False):
             yield f"{name}.attn2", block.norm2, block.attn2

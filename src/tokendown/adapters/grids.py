@@ -40,7 +40,11 @@ class LatentGrid:
         self.argument, self.frames, self.patch, self.temporal = argument, frames, patch, temporal
 
     def __call__(self, config: Any, arguments: Mapping[str, Any]) -> Shapes:
-        shape = arguments[self.argument].shape
+        return (self.of(config, arguments[self.argument]),)
+
+    def of(self, config: Any, latent: Tensor) -> tuple[int, int, int]:
+        """(frames, height, width) of one latent."""
+        shape = latent.shape
         patch = getattr(config, self.patch)
         if isinstance(patch, int):
             in_time = getattr(config, self.temporal) if self.temporal else 1
@@ -48,7 +52,7 @@ class LatentGrid:
         patch = (1, *patch)[-3:]
         frames = 1 if self.frames is None or len(shape) < 5 else shape[self.frames]
         # A last frame that does not fill a patch is padded by the model (CogVideoX 1.5).
-        return ((-(-frames // patch[0]), shape[-2] // patch[1], shape[-1] // patch[2]),)
+        return -(-frames // patch[0]), shape[-2] // patch[1], shape[-1] // patch[2]
 
 
 class ShapeGrid:
@@ -120,6 +124,44 @@ class CaptionedGrid(LatentGrid):
         return super().__call__(config, arguments)
 
 
+class GistGrid(LatentGrid):
+    """Bria FIBO 2: a gist of the caption, the picture, and pictures that are to be edited.
+
+    The model reads the lengths of the captions at every call itself, and puts the gist behind the
+    pictures where the captions of a batch make more of it and less.
+    """
+
+    def __call__(self, config: Any, arguments: Mapping[str, Any]) -> Shapes:
+        mask = arguments.get("encoder_attention_mask")
+        lengths = [] if mask is None else mask.sum(dim=1).tolist()
+        if len(set(_gist_tokens(config, lengths))) > 1:
+            raise GridError(
+                f"captions of {lengths} tokens in a batch make gists of several lengths, and are "
+                "padded then; call the transformer once a caption, as diffusers' pipeline does for "
+                "one prompt"
+            )
+        others = arguments.get("context_latents") or []
+        return (
+            *super().__call__(config, arguments),
+            *(self.of(config, latent) for latent in others),
+        )
+
+
+def _gist_tokens(config: Any, lengths: list[int]) -> list[int]:
+    """As the model counts them."""
+    from diffusers.models.transformers.transformer_bria_fibo2 import compute_gist_count
+
+    counts: list[int] = compute_gist_count(
+        lengths,
+        min_gist=config.min_num_gist_tokens,
+        max_gist=config.max_num_gist_tokens,
+        gist_step=config.gist_step,
+        min_text_len=config.gist_min_text_len,
+        max_text_len=config.gist_max_text_len,
+    )
+    return counts
+
+
 class IdGrid:
     """Positions of every token, [tokens, axes] or [batch, tokens, axes].
 
@@ -128,10 +170,16 @@ class IdGrid:
 
     Args:
         argument: of the model's forward.
+        references: another argument with the positions of reference pictures, or None.
     """
 
-    def __init__(self, argument: str = "img_ids") -> None:
-        self.argument = argument
+    def __init__(self, argument: str = "img_ids", references: str | None = None) -> None:
+        self.argument, self.references = argument, references
+
+    def given(self, arguments: Mapping[str, Any]) -> tuple[Tensor, ...]:
+        """The positions in a call, and those of references where these have an argument."""
+        names = (self.argument, self.references)
+        return tuple(ids for name in names if name and (ids := arguments.get(name)) is not None)
 
     def read(self, ids: Tensor) -> Shapes:
         """The pictures, in their order.
@@ -174,6 +222,24 @@ class IdGrid:
                 raise GridError(f"expected one layout for the whole batch in {self.argument}")
             values = values[0]
         return values
+
+
+class JoinedIdGrid(IdGrid):
+    """Krea 2: positions of text, all at the origin, and of one picture behind it."""
+
+    def read(self, ids: Tensor) -> Shapes:
+        """The picture, which begins at the last token at the origin.
+
+        Raises:
+            GridError: it is not a row-major grid, or the batch has several layouts.
+        """
+        values = self._of_one_image(ids)
+        origins = (values == 0).all(dim=1).nonzero().flatten().tolist()
+        return super().read(values[max(origins, default=0) :])
+
+    def check(self, ids: Tensor, shapes: Shapes) -> None:
+        ((_, height, width),) = shapes
+        super().check(ids[-height * width :], shapes)
 
 
 class CoordinateGrid(IdGrid):

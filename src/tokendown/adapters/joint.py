@@ -37,13 +37,13 @@ class JointLayer(Layer):
         text_first: whether exact tokens come before the image tokens in the joint sequence.
         rotary: name of the argument with the rotary positions, or None.
         selects_first: whether keys and values have projections of their own.
-        key_width: channels of the key projection.
+        references: whether reference pictures are in its sequence, where there are any.
     """
 
     text_first: bool = False
     rotary: str | None = None
     selects_first: bool = True
-    key_width: int = 0
+    references: bool = True
 
 
 @dataclass(eq=False)
@@ -62,7 +62,7 @@ class JointPlan(Plan):
             _, layer.height, layer.width = shapes[0]
 
     def boxes(
-        self, layer: Layer, ranks: int = 1, shapes: tuple[Shape, ...] | None = None
+        self, layer: JointLayer, ranks: int = 1, shapes: tuple[Shape, ...] | None = None
     ) -> tuple[Box, ...]:
         """What one of ``ranks`` sees under context parallelism, and how coarsely it is kept.
 
@@ -70,6 +70,7 @@ class JointPlan(Plan):
             GridError: the ranks cannot share it so that each has whole cells.
         """
         (frames, height, width), *others = self.shapes if shapes is None else shapes
+        others = others if layer.references else []
         rule = layer.rule or Rule(fixed=1)
         factor, temporal = rule.factor(Grid(height, width)), min(rule.temporal, frames)
         main = Box(frames, height, width, factor, temporal, layer.place)
@@ -200,7 +201,8 @@ class JointAttention(ForwardIntercept):
         if not self.plan.shapes:
             raise GridError(
                 f"{self.layer.name}: no token grid is known; it is read when the whole denoiser "
-                "runs, so call the denoiser, not this layer"
+                "runs, so call the denoiser, not this layer; where a ControlNet runs layers of it "
+                "first, call patch.set_grid((height, width)) with the size in tokens"
             )
         return self.plan.boxes(self.layer, ranks)
 

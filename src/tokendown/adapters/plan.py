@@ -29,6 +29,7 @@ class Layer:
         channels: width of its tokens.
         heads: number of heads.
         head_dim: channels a head.
+        key_width: channels of the key projection: fewer where heads of queries share one of keys.
         rule: what it keeps; None leaves it dense.
         reason: why it is left dense, for people.
         clock: when it is coarse, and which tokens it keeps; None means the same at all steps.
@@ -41,12 +42,18 @@ class Layer:
     channels: int
     heads: int
     head_dim: int
+    key_width: int
     rule: Rule | None = None
     reason: str = ""
     clock: Clock | None = None
     height: int = 0
     width: int = 0
     scores: Tensor | None = None
+
+    @property
+    def inner_dim(self) -> int:
+        """Channels of all heads of queries."""
+        return self.heads * self.head_dim
 
     @property
     def grid(self) -> Grid:

@@ -16,6 +16,9 @@ _CAUSAL = "its text sees text alone: one processor makes two attention calls, ov
 _TOKENS_FIRST = "its norms are given [tokens, batch], where no anchors can be found yet"
 _PACKED = "it packs several samples into one sequence, told apart by values"
 _NOT_BUILT = "no adapter was built and tested for it yet; tokendown.register_adapter adds one"
+_BORROWS = (
+    "it runs on embedders and refiners of the transformer, and has none of its own; patch that"
+)
 _PART = "it is a part of other models and never a denoiser on its own"
 
 REFUSED: dict[str, str] = {
@@ -38,6 +41,7 @@ REFUSED: dict[str, str] = {
     "PriorTransformer": _NO_SELF_ATTENTION,
     "MotionAdapter": _PART,
     "ControlNetXSAdapter": _PART,
+    "DreamLiteTransformer2DModel": _PART,
     "Transformer2DModel": _PART,
     "TransformerTemporalModel": _PART,
     "MultiControlNetModel": "it is a list of ControlNets; patch those, or the pipeline",
@@ -47,6 +51,7 @@ REFUSED: dict[str, str] = {
     "QwenImageMultiControlNetModel": "it is a list of ControlNets; patch those, or the pipeline",
     "HunyuanDiT2DMultiControlNetModel": "it is a list of ControlNets; patch those, or the pipeline",
     # attention out of reach
+    "ZImageControlNetModel": _BORROWS,
     "MochiTransformer3DModel": _PER_SAMPLE,
     "AnyFlowFARTransformer3DModel": _CACHE,
     "QwenImage21Transformer2DModel": _CACHE,
@@ -72,26 +77,13 @@ REFUSED: dict[str, str] = {
     # nothing known against it
     **dict.fromkeys(
         (
-            "AllegroTransformer3DModel",
-            "AnyFlowTransformer3DModel",
-            "BriaFibo2Transformer2DModel",
             "ControlNetUnionModel",
-            "CosmosControlNetModel",
-            "DreamLiteTransformer2DModel",
-            "Flux3Transformer2DModel",
-            "HunyuanDiT2DControlNetModel",
             "Kandinsky3UNet",
-            "Krea2Transformer2DModel",
-            "LatteTransformer3DModel",
-            "LuminaNextDiT2DModel",
-            "MotifVideoTransformer3DModel",
-            "OmniGenTransformer2DModel",
             "SparseControlNetModel",
             "StableCascadeUNet",
             "UNet2DModel",
             "UNetControlNetXSModel",
             "UVit2DModel",
-            "ZImageControlNetModel",
         ),
         _NOT_BUILT,
     ),

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..grid import Grid
 from .families import install, make_plan
@@ -25,8 +25,29 @@ def build_on_meta(kind: Any, config: Any) -> nn.Module:
     """A diffusers model class with a configuration, on the meta device."""
     with torch.device("meta"):
         skeleton: nn.Module = kind.from_config(config)
-    # some position tables are made by numpy and land on the CPU
-    return skeleton.to("meta").eval()
+        rope: Any = getattr(skeleton, "rope", None)
+        if type(rope).__name__ == "OmniGenSuScaledRotaryEmbedding":
+            skeleton.rope = _RotaryTable(rope.dim)
+    # Some position tables are made by numpy and land on the CPU. Without gradients, because torch's
+    # counter fails on a part of a parameter (Bria FIBO 2) where gradients are off but asked for.
+    return skeleton.to("meta").eval().requires_grad_(False)
+
+
+class _RotaryTable(nn.Module):
+    """In place of OmniGen's, which needs values and autocast: the meta device has neither.
+
+    Args:
+        size: channels of a head.
+    """
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+
+    def forward(self, hidden_states: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines and sines, [tokens, size]."""
+        table = hidden_states.new_zeros(position_ids.shape[-1], self.size)
+        return table, table
 
 
 @dataclass(frozen=True)

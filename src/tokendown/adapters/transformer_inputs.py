@@ -11,6 +11,7 @@ from .._errors import UnsupportedModelError
 from .zeros import Maker, Zeros
 
 PIXART_TOKENS = 77  # T5 prompts are longer, but cross-attention is a small part
+LATTE_TOKENS = 120
 T5_TOKENS = 512  # the most that FLUX and Wan take, and their default
 SD3_TOKENS = 333  # 77 of CLIP and 256 of T5, the pipeline's default
 HUNYUAN_TOKENS = 256
@@ -20,6 +21,8 @@ LTX_TOKENS = 128
 LTX_FRAMES = 21  # latent frames of 161 frames
 COGVIDEOX_FRAMES = 13  # latent frames of 49 frames
 COGVIEW_TOKENS = 224
+ALLEGRO_FRAMES = 22  # latent frames of 88 frames
+MOTIF_FRAMES = 31  # latent frames of 121 frames
 
 
 def _pixart(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, Any]:
@@ -36,6 +39,15 @@ def _dit(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, Any]:
         "hidden_states": zeros(config.in_channels, height, width),
         "timestep": zeros.integers(),
         "class_labels": zeros.integers(),
+    }
+
+
+def _latte(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, Any]:
+    # its table of frame positions has no other length
+    return {
+        "hidden_states": zeros(config.in_channels, config.video_length, height, width),
+        "timestep": zeros.integers(),
+        "encoder_hidden_states": zeros(LATTE_TOKENS, config.caption_channels),
     }
 
 
@@ -97,6 +109,16 @@ def _wan(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, Any]:
     return inputs
 
 
+def _anyflow(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, Any]:
+    frames = zeros.asked or WAN_FRAMES
+    return {
+        "hidden_states": zeros(frames, config.in_channels, height, width),
+        "timestep": zeros(frames),
+        "r_timestep": zeros(frames),
+        "encoder_hidden_states": zeros(T5_TOKENS, config.text_dim),
+    }
+
+
 def _wan_animate(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, Any]:
     inputs = _wan(config, zeros, height, width)
     moving = inputs["hidden_states"].shape[2] - 1  # the first latent frame is the character
@@ -122,6 +144,11 @@ def _hunyuan_dit(config: Any, zeros: Zeros, height: int, width: int) -> dict[str
     return inputs
 
 
+def _hunyuan_dit_controlnet(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, Any]:
+    inputs = _hunyuan_dit(config, zeros, height, width)
+    return {**inputs, "controlnet_cond": zeros(config.in_channels, height, width)}
+
+
 def _hunyuan_video(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, Any]:
     inputs = {
         "hidden_states": zeros(config.in_channels, zeros.asked or HUNYUAN_FRAMES, height, width),
@@ -135,10 +162,24 @@ def _hunyuan_video(config: Any, zeros: Zeros, height: int, width: int) -> dict[s
     return inputs
 
 
+def _motif_video(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, Any]:
+    return {
+        "hidden_states": zeros(config.in_channels, zeros.asked or MOTIF_FRAMES, height, width),
+        "encoder_hidden_states": zeros(T5_TOKENS, config.text_embed_dim),
+        "encoder_attention_mask": zeros(T5_TOKENS),
+        "timestep": zeros(),
+    }
+
+
 def _flux2(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, Any]:
     inputs = _packed(config, zeros, height, width)
     places = _places(zeros, height // 2, width // 2, 4)
     return {**inputs, "img_ids": places, "txt_ids": zeros(T5_TOKENS, 4)[0]}
+
+
+def _flux3(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, Any]:
+    inputs = _flux2(config, zeros, height, width)
+    return {**inputs, "target_timestep": zeros()} if config.flow_map else inputs
 
 
 def _longcat_image(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, Any]:
@@ -256,6 +297,31 @@ def _cosmos(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, Any
     return inputs
 
 
+def _cosmos_controlnet(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, Any]:
+    if config.img_context_dim_in:
+        raise UnsupportedModelError("no example inputs are known for the features of a picture")
+    text = config.text_embed_dim
+    if config.use_crossattn_projection:
+        text = config.crossattn_proj_in_channels
+    frames = zeros.asked or WAN_FRAMES
+    return {  # the model adds two masks to the channels of both latents
+        "controls_latents": zeros(config.in_channels - 2, frames, height, width),
+        "latents": zeros(config.latent_channels - 2, frames, height, width),
+        "timestep": zeros(),
+        "encoder_hidden_states": zeros(T5_TOKENS, text),
+        "condition_mask": zeros(1, frames, height, width),
+        "padding_mask": zeros(1, height, width)[:1],
+    }
+
+
+def _allegro(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, Any]:
+    return {
+        "hidden_states": zeros(config.in_channels, zeros.asked or ALLEGRO_FRAMES, height, width),
+        "encoder_hidden_states": zeros(T5_TOKENS, config.caption_channels),
+        "timestep": zeros.integers(),
+    }
+
+
 def _cogview(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, Any]:
     return {
         "hidden_states": zeros(config.in_channels, height, width),
@@ -284,6 +350,54 @@ def _lumina2(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, An
     }
 
 
+def _krea2(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, Any]:
+    image = _places(zeros, height // 2, width // 2, 3)
+    text = (T5_TOKENS, config.num_text_layers, config.text_hidden_dim)
+    return {
+        "hidden_states": zeros(image.shape[0], config.in_channels),
+        "encoder_hidden_states": zeros(*text),
+        "encoder_attention_mask": zeros.mask(T5_TOKENS),
+        "timestep": zeros(),
+        "position_ids": torch.cat([zeros(T5_TOKENS, 3)[0], image]),
+    }
+
+
+def _bria_fibo2(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, Any]:
+    bundles = 1 + len(config.injection_layer_ids)
+    return {
+        "hidden_states": zeros(config.in_channels, height, width),
+        "timestep": zeros(),
+        "encoder_hidden_states": zeros(bundles, T5_TOKENS, config.cap_feat_dim),
+    }
+
+
+def _omnigen(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, Any]:
+    image = (height // config.patch_size) * (width // config.patch_size)
+    tokens = HUNYUAN_TOKENS + 1 + image  # one is the time
+    return {
+        "hidden_states": zeros(config.in_channels, height, width),
+        "timestep": zeros(),
+        "input_ids": zeros.integers(HUNYUAN_TOKENS),
+        "input_img_latents": [],
+        "input_image_sizes": {},
+        "attention_mask": zeros(tokens, tokens),
+        "position_ids": torch.arange(tokens, device=zeros.device).expand(zeros.batch, -1),
+    }
+
+
+def _lumina_next(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, Any]:
+    patch, size = config.patch_size, config.hidden_size // config.num_attention_heads
+    table = zeros(height // patch, width // patch, size // 2)[0]
+    return {
+        "hidden_states": zeros(config.in_channels, height, width),
+        "timestep": zeros(),
+        "encoder_hidden_states": zeros(HUNYUAN_TOKENS, config.cross_attention_dim),
+        "encoder_mask": zeros.mask(HUNYUAN_TOKENS),
+        "image_rotary_emb": torch.complex(table.float(), table.float()),
+        "cross_attention_kwargs": {},
+    }
+
+
 PACKED = {
     "FluxTransformer2DModel",
     "FluxControlNetModel",
@@ -293,10 +407,13 @@ PACKED = {
     "LongCatImageTransformer2DModel",
     "BriaTransformer2DModel",
     "BriaFiboTransformer2DModel",
+    "Krea2Transformer2DModel",
+    "Flux3Transformer2DModel",
 }
 TRANSFORMERS: dict[str, Maker] = {
     "PixArtTransformer2DModel": _pixart,
     "DiTTransformer2DModel": _dit,
+    "LatteTransformer3DModel": _latte,
     "FluxTransformer2DModel": _packed,
     "ChromaTransformer2DModel": _packed,
     "SD3Transformer2DModel": _sd3,
@@ -305,9 +422,12 @@ TRANSFORMERS: dict[str, Maker] = {
     "WanVACETransformer3DModel": _wan,
     "WanAnimateTransformer3DModel": _wan_animate,
     "HunyuanDiT2DModel": _hunyuan_dit,
+    "HunyuanDiT2DControlNetModel": _hunyuan_dit_controlnet,
     "HunyuanVideoTransformer3DModel": _hunyuan_video,
+    "MotifVideoTransformer3DModel": _motif_video,
     "HunyuanImageTransformer2DModel": _hunyuan_image,
     "Flux2Transformer2DModel": _flux2,
+    "Flux3Transformer2DModel": _flux3,
     "OvisImageTransformer2DModel": _packed,
     "LongCatImageTransformer2DModel": _longcat_image,
     "FluxControlNetModel": _flux_controlnet,
@@ -315,16 +435,23 @@ TRANSFORMERS: dict[str, Maker] = {
     "QwenImageControlNetModel": _qwen_controlnet,
     "BriaTransformer2DModel": _packed,
     "BriaFiboTransformer2DModel": _bria_fibo,
+    "BriaFibo2Transformer2DModel": _bria_fibo2,
+    "Krea2Transformer2DModel": _krea2,
     "SkyReelsV2Transformer3DModel": _wan,
     "ChronoEditTransformer3DModel": _wan,
+    "AnyFlowTransformer3DModel": _anyflow,
     "ZImageTransformer2DModel": _z_image,
     "LTXVideoTransformer3DModel": _ltx,
     "CogVideoXTransformer3DModel": _cogvideox,
     "ConsisIDTransformer3DModel": _consisid,
     "EasyAnimateTransformer3DModel": _easyanimate,
     "CosmosTransformer3DModel": _cosmos,
+    "CosmosControlNetModel": _cosmos_controlnet,
+    "AllegroTransformer3DModel": _allegro,
     "CogView3PlusTransformer2DModel": _cogview,
     "CogView4Transformer2DModel": _cogview,
     "AuraFlowTransformer2DModel": _auraflow,
     "Lumina2Transformer2DModel": _lumina2,
+    "LuminaNextDiT2DModel": _lumina_next,
+    "OmniGenTransformer2DModel": _omnigen,
 }

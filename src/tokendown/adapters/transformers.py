@@ -10,6 +10,7 @@ import inspect
 import weakref
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -22,8 +23,10 @@ from .classic import NormReader, say_if_unchanged, why_dense
 from .grids import (
     CaptionedGrid,
     CoordinateGrid,
+    GistGrid,
     GridSource,
     IdGrid,
+    JoinedIdGrid,
     LatentGrid,
     ListGrid,
     NumberGrid,
@@ -37,11 +40,13 @@ class Blocks:
     """A list of equal blocks in a transformer.
 
     Args:
-        path: attribute of the model that holds the blocks.
+        path: attribute of the model that holds the blocks, dotted where it is one of a part.
         attention: attribute of a block: the module with ``to_q``, ``to_k``, ``to_v``.
         norm: attribute of a block: the norm before it; anchors are the longest of its inputs.
+            Empty for the block itself, where its norm is given the text as well.
         text_first: whether text comes before the image tokens in the keys.
         rotary: argument of the attention module with the rotary positions, or None.
+        references: whether reference pictures are in its sequence, where there are any.
     """
 
     path: str
@@ -49,6 +54,7 @@ class Blocks:
     norm: str = "norm1"
     text_first: bool = True
     rotary: str | None = "image_rotary_emb"
+    references: bool = True
 
 
 @dataclass(frozen=True)
@@ -91,6 +97,7 @@ _Z_IMAGE: dict[str, Any] = {
 
 _SD3 = Blocks("transformer_blocks", text_first=False, rotary=None)
 _QWEN_IMAGE = Adapter(ShapeGrid(), (Blocks("transformer_blocks", norm="img_norm1"),))
+_HUNYUAN_DIT = Adapter(LatentGrid(), (Blocks("blocks", "attn1"),))
 
 ADAPTERS: dict[str, Adapter] = {
     "FluxTransformer2DModel": Adapter(IdGrid(), _DOUBLE_AND_SINGLE),
@@ -113,8 +120,18 @@ ADAPTERS: dict[str, Adapter] = {
     "HunyuanVideoTransformer3DModel": Adapter(
         LatentGrid(frames=-3, temporal="patch_size_t"), _IMAGE_THEN_TEXT
     ),
+    "MotifVideoTransformer3DModel": Adapter(
+        LatentGrid(frames=-3, temporal="patch_size_t"), _IMAGE_THEN_TEXT
+    ),
     "HunyuanImageTransformer2DModel": Adapter(LatentGrid(frames=-3), _IMAGE_THEN_TEXT),
     "Flux2Transformer2DModel": Adapter(IdGrid(), _DOUBLE_AND_SINGLE),
+    "Flux3Transformer2DModel": Adapter(
+        IdGrid(references="image_cond_ids"),
+        (
+            Blocks("mode_blocks.image", norm="norm", references=False),
+            Blocks("single_transformer_blocks", norm=""),
+        ),
+    ),
     "OvisImageTransformer2DModel": Adapter(IdGrid(), _DOUBLE_AND_SINGLE),
     "LongCatImageTransformer2DModel": Adapter(IdGrid(), _DOUBLE_AND_SINGLE),
     "BriaTransformer2DModel": Adapter(IdGrid(), _DOUBLE_AND_SINGLE),
@@ -122,7 +139,9 @@ ADAPTERS: dict[str, Adapter] = {
     "SkyReelsV2Transformer3DModel": Adapter(LatentGrid(frames=-3), (_WAN,)),
     "ChronoEditTransformer3DModel": Adapter(LatentGrid(frames=-3), (_WAN,)),
     "WanAnimateTransformer3DModel": Adapter(LatentGrid(frames=-3), (_WAN,)),
-    "HunyuanDiT2DModel": Adapter(LatentGrid(), (Blocks("blocks", "attn1"),)),
+    "AnyFlowTransformer3DModel": Adapter(LatentGrid(frames=-4), (_WAN,)),
+    "HunyuanDiT2DModel": _HUNYUAN_DIT,
+    "HunyuanDiT2DControlNetModel": _HUNYUAN_DIT,
     "LTXVideoTransformer3DModel": Adapter(
         NumberGrid(),
         (Blocks("transformer_blocks", "attn1"),),
@@ -140,6 +159,12 @@ ADAPTERS: dict[str, Adapter] = {
     "CosmosTransformer3DModel": Adapter(
         LatentGrid(frames=-3), (Blocks("transformer_blocks", "attn1"),)
     ),
+    "CosmosControlNetModel": Adapter(
+        LatentGrid("controls_latents", frames=-3), (Blocks("control_blocks", "attn1"),)
+    ),
+    "AllegroTransformer3DModel": Adapter(
+        LatentGrid(frames=-3), (Blocks("transformer_blocks", "attn1"),)
+    ),
     "CogView3PlusTransformer2DModel": Adapter(
         LatentGrid(), (Blocks("transformer_blocks", "attn1"),)
     ),
@@ -151,8 +176,24 @@ ADAPTERS: dict[str, Adapter] = {
             Blocks("single_transformer_blocks", rotary=None),
         ),
     ),
+    "Krea2Transformer2DModel": Adapter(
+        JoinedIdGrid("position_ids"), (Blocks("transformer_blocks"),)
+    ),
+    "BriaFibo2Transformer2DModel": Adapter(
+        GistGrid(),
+        (
+            Blocks("noise_refiner", "attention", "attention_norm1", rotary="freqs_cis"),
+            Blocks("layers", "attention", "attention_norm1", rotary="freqs_cis"),
+        ),
+    ),
     "ZImageTransformer2DModel": Adapter(
         ListGrid(), (Blocks("noise_refiner", **_Z_IMAGE), Blocks("layers", **_Z_IMAGE))
+    ),
+    "LuminaNextDiT2DModel": Adapter(
+        LatentGrid(), (Blocks("layers", "attn1", rotary="key_rotary_emb"),)
+    ),
+    "OmniGenTransformer2DModel": Adapter(  # its pictures that go in count as text
+        LatentGrid(), (Blocks("layers", "self_attn", "input_layernorm"),)
     ),
     "Lumina2Transformer2DModel": Adapter(
         CaptionedGrid(), (Blocks("noise_refiner"), Blocks("layers"))
@@ -199,36 +240,45 @@ class ShapeReader:
         self.plan = plan
         self.adapter = adapter
         self.names = names
-        self._last: tuple[weakref.ref[Tensor], int] | None = None
+        self._last: list[tuple[weakref.ref[Tensor], int | None]] = []
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_last": None}
+        return {**self.__dict__, "_last": []}
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         arguments = {**dict(zip(self.names, args, strict=False)), **kwargs}
         grid = self.adapter.source(arguments)
         if isinstance(grid, IdGrid):
-            self._from_values(grid, arguments[grid.argument])
+            self._from_values(grid, grid.given(arguments))
         else:
             self.plan.set_shapes(grid(module.config, arguments))
         if not torch.compiler.is_compiling():
             say_if_unchanged(self.plan, self.plan.layers)
 
-    def _from_values(self, grid: IdGrid, ids: Tensor) -> None:
-        if torch.compiler.is_compiling() or ids.is_meta:
-            if not self.plan.shapes:
-                raise ConfigError(
-                    f"a compiled model cannot read its token grid from {grid.argument}: call "
-                    "patch.set_grid((height, width)) with the size in tokens, or compile the "
-                    "blocks only (compile_repeated_blocks)"
-                )
-            grid.check(ids, self.plan.shapes)
-            return
-        if self._last is not None and self._last[0]() is ids and self._last[1] == _version(ids):
-            return
-        self.plan.set_shapes(grid.read(ids))
-        version = _version(ids)
-        self._last = None if version is None else (weakref.ref(ids), version)
+    def _from_values(self, grid: IdGrid, ids: tuple[Tensor, ...]) -> None:
+        if torch.compiler.is_compiling() or ids[0].is_meta:
+            self._check(grid, ids)
+        elif not self._knows(ids):
+            self.plan.set_shapes(tuple(shape for part in ids for shape in grid.read(part)))
+            self._last = [(weakref.ref(part), _version(part)) for part in ids]
+
+    def _check(self, grid: IdGrid, ids: tuple[Tensor, ...]) -> None:
+        shapes = self.plan.shapes
+        if not shapes:
+            raise ConfigError(
+                f"a compiled model cannot read its token grid from {grid.argument}: call "
+                "patch.set_grid((height, width)) with the size in tokens, or compile the "
+                "blocks only (compile_repeated_blocks)"
+            )
+        own = len(shapes) if len(ids) == 1 else 1
+        for part, its in zip(ids, (shapes[:own], shapes[own:]), strict=False):
+            grid.check(part, its)
+
+    def _knows(self, ids: tuple[Tensor, ...]) -> bool:
+        return len(ids) == len(self._last) and all(
+            last() is part and version is not None and version == _version(part)
+            for part, (last, version) in zip(ids, self._last, strict=True)
+        )
 
 
 def _version(tensor: Tensor) -> int | None:
@@ -258,13 +308,14 @@ def make_plan(model: nn.Module, adapter: Adapter, config: Options | None) -> Joi
                 name,
                 1,
                 channels=_query_dim(attention),
-                heads=attention.heads,
-                head_dim=attention.inner_dim // attention.heads,
+                heads=_heads(attention),
+                head_dim=_inner_dim(attention) // _heads(attention),
                 reason=why_dense(attention) or "",
                 text_first=blocks.text_first,
                 rotary=blocks.rotary,
+                references=blocks.references,
                 selects_first=separate,
-                key_width=attention.to_k.out_features if separate else attention.inner_dim,
+                key_width=attention.to_k.out_features if separate else _inner_dim(attention),
             )
         )
     return plan
@@ -278,6 +329,15 @@ def _averages(config: Options) -> bool:
 def _query_dim(attention: Any) -> int:
     size = getattr(attention, "query_dim", None) or attention.to_q.in_features
     return int(size)
+
+
+def _heads(attention: Any) -> int:
+    return int(getattr(attention, "heads", None) or attention.num_heads)
+
+
+def _inner_dim(attention: Any) -> int:
+    """Channels of all heads of queries."""
+    return int(getattr(attention, "inner_dim", None) or attention.to_q.out_features)
 
 
 def install(model: nn.Module, plan: JointPlan) -> None:
@@ -307,8 +367,9 @@ def watch(target: nn.Module, model: nn.Module, plan: JointPlan) -> None:
 def attentions(model: Any, adapter: Adapter) -> Iterator[tuple[str, nn.Module, Any, Blocks]]:
     """Name, the norm before it, the module, and where it is from."""
     for blocks in adapter.blocks:
-        for index, block in enumerate(getattr(model, blocks.path)):
+        for index, block in enumerate(attrgetter(blocks.path)(model)):
             attention = getattr(block, blocks.attention, None)
             if attention is not None:
                 name = f"{blocks.path}.{index}.{blocks.attention}"
-                yield name, getattr(block, blocks.norm), attention, blocks
+                norm = getattr(block, blocks.norm) if blocks.norm else block
+                yield name, norm, attention, blocks

@@ -29,10 +29,14 @@ def _unet(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, Any]:
     if addition == "text_time":
         pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
         inputs["added_cond_kwargs"] = {"text_embeds": zeros(pooled), "time_ids": zeros(6)}
+    elif addition == "time":  # DreamLite
+        count = config.projection_class_embeddings_input_dim // config.addition_time_embed_dim
+        inputs["added_cond_kwargs"] = {"time_ids": zeros(count)}
     # "text" needs no input of its own: it pools what cross-attention gets
     elif addition not in (None, "text") or getattr(config, "encoder_hid_dim_type", None) not in (
         None,
         "text_proj",
+        "text_proj_rms",
     ):
         raise UnsupportedModelError(
             f"no example inputs are known for the conditioning {addition!r}"

@@ -60,9 +60,11 @@ class ClassicCall(Call):
     def _heads(self, which: str, tokens: Tensor) -> Tensor:
         """[B, N, C] -> [B, heads, N, d], as the processor has them."""
         x = getattr(self.attention, f"to_{which}")(tokens)
-        x = x.unflatten(-1, (self.attention.heads, -1)).transpose(1, 2)
+        heads = self.attention.heads
+        x = x.unflatten(-1, (-1, self.attention.inner_dim // heads)).transpose(1, 2)
         norm = getattr(self.attention, f"norm_{which}", None)
-        return _precise(x if norm is None else norm(x))
+        x = _precise(x if norm is None else norm(x))
+        return x.repeat_interleave(heads // x.shape[1], 1)  # several may share a head of keys
 
 
 class JointCall(Call):

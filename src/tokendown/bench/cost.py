@@ -27,7 +27,7 @@ def predicted_flops(method: Method, scene: Scene, inputs: dict[str, Any]) -> int
             seen, keys = cost.layers[layer.name], method.keys[layer.name]
             before, after = (
                 self_attention_flops(
-                    seen.tokens, count, layer.channels, layer.heads, layer.head_dim
+                    seen.tokens, count, layer.channels, layer.inner_dim, layer.key_width
                 )
                 for count in (seen.tokens, keys)
             )
