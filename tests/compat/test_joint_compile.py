@@ -17,6 +17,7 @@ PATCH = {"factor": 2, "anchors": 3}
 KINDS = [
     "flux", "chroma", "sd35", "qwen_image", "wan", "wan_i2v", "wan_vace", "hunyuan_video",
     "flux2", "z_image", "ltx", "cogvideox", "cogview4", "auraflow", "hunyuan_image",
+    "cosmos", "easyanimate", "consisid", "wan_animate", "hunyuan_dit",
 ]  # fmt: skip
 # Positions as a tensor: a compiled model cannot read them.
 BY_VALUE = ("flux", "flux2", "chroma")
