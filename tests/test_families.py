@@ -234,7 +234,9 @@ def test_masks_are_selected_with_the_keys(anchors):
 # Left alone
 
 
-@pytest.mark.parametrize("kind", ["motion_unet", "svd_unet", "unet_3d", "i2vgen_unet"])
+@pytest.mark.parametrize(
+    "kind", ["motion_unet", "svd_unet", "unet_3d", "i2vgen_unet", "sparse_controlnet"]
+)
 def test_temporal_and_cross_attention_see_every_key(kind):
     model = built(kind, torch.float32)
     spatial = {f"{name}.attn1" for name in reference.spatial_blocks(model, kind)}

@@ -106,6 +106,65 @@ def controlnet(seed: int = 0, **options: Any) -> diffusers.ControlNetModel:
     return _build(lambda: diffusers.ControlNetModel(**{**settings, **options}), seed)
 
 
+def union_controlnet(seed: int = 0, **options: Any) -> diffusers.ControlNetUnionModel:
+    """For :func:`sdxl_unet`, of two kinds of conditions, mixed by a transformer of its own."""
+    settings = {
+        "block_out_channels": (8, 16, 16),
+        "layers_per_block": 1,
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        "transformer_layers_per_block": (1, 1, 2),
+        "cross_attention_dim": TEXT_DIM,
+        "attention_head_dim": (2, 2, 4),
+        "norm_num_groups": 4,
+        "use_linear_projection": True,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 4,
+        "projection_class_embeddings_input_dim": 6 * 4 + TEXT_DIM,
+        "conditioning_embedding_out_channels": (4, 8),  # two pixels a latent pixel
+        "num_control_type": 2,
+        "num_trans_channel": 8,
+        "num_trans_head": 2,
+        "num_proj_channel": 8,
+    }
+    return _build(lambda: diffusers.ControlNetUnionModel(**{**settings, **options}), seed)
+
+
+def sparse_controlnet(seed: int = 0) -> diffusers.SparseControlNetModel:
+    """For :func:`motion_unet`; spatial self-attention at downsampling 1, temporal everywhere."""
+    return _build(
+        lambda: diffusers.SparseControlNetModel(
+            block_out_channels=(8, 16),
+            layers_per_block=1,
+            down_block_types=("CrossAttnDownBlockMotion", "DownBlockMotion"),
+            cross_attention_dim=TEXT_DIM,
+            attention_head_dim=2,
+            motion_num_attention_heads=2,
+            motion_max_seq_length=8,
+            norm_num_groups=4,
+        ),
+        seed,
+    )
+
+
+def controlnet_xs(seed: int = 0) -> diffusers.UNetControlNetXSModel:
+    """A U-Net and its slim ControlNet in one; self-attention of both at downsampling 1 and 2."""
+    return _build(
+        lambda: diffusers.UNetControlNetXSModel(
+            sample_size=16,
+            block_out_channels=(8, 16),
+            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+            cross_attention_dim=TEXT_DIM,
+            num_attention_heads=2,
+            norm_num_groups=4,
+            ctrl_block_out_channels=(4, 8),
+            ctrl_num_attention_heads=2,
+            ctrl_conditioning_embedding_out_channels=(4, 8),  # two pixels a latent pixel
+        ),
+        seed,
+    )
+
+
 def motion_unet(seed: int = 0) -> diffusers.UNetMotionModel:
     """AnimateDiff: spatial self-attention at downsampling 1 and 2, temporal everywhere."""
     return _build(
@@ -251,14 +310,17 @@ def inputs(
             "encoder_hidden_states": noise(batch, 1, TEXT_DIM),
             "added_time_ids": noise(batch, 3),
         }
-    if kind in ("UNetMotionModel", "UNet3DConditionModel", "I2VGenXLUNet"):
+    if kind in ("UNetMotionModel", "UNet3DConditionModel", "I2VGenXLUNet", "SparseControlNetModel"):
         video = {
             "sample": noise(batch, 4, FRAMES, height, width),
             "timestep": time,
             "encoder_hidden_states": text,
         }
-        if kind == "UNetMotionModel":  # its pipeline repeats the prompt for every frame
+        if kind in ("UNetMotionModel", "SparseControlNetModel"):  # a prompt for every frame
             video["encoder_hidden_states"] = text.repeat_interleave(FRAMES, dim=0)
+        if kind == "SparseControlNetModel":
+            video["controlnet_cond"] = noise(batch, 4, FRAMES, height, width)
+            video["conditioning_mask"] = torch.ones_like(video["controlnet_cond"][:, :1])
         if kind == "I2VGenXLUNet":
             video["fps"] = time
             video["image_latents"] = noise(batch, 4, FRAMES, height, width)
@@ -274,8 +336,12 @@ def inputs(
             "text_embeds": noise(batch, TEXT_DIM),
             "time_ids": noise(batch, 6),
         }
-    if kind == "ControlNetModel":
+    if "ControlNet" in kind:
         image["controlnet_cond"] = noise(batch, 3, 2 * height, 2 * width)
+    if kind == "ControlNetUnionModel":
+        image["controlnet_cond"] = [image["controlnet_cond"]]
+        image["control_type"] = noise(batch, 2)
+        image["control_type_idx"] = [1]
     return image
 
 

@@ -136,6 +136,32 @@ def animatediff(folder: Path) -> Any:
     return pipe
 
 
+def sparse_control(folder: Path) -> Any:
+    """AnimateDiff with a ControlNet that sees some of the frames."""
+    pipe = diffusers.AnimateDiffSparseControlNetPipeline(
+        vae=tiny.vae(),
+        text_encoder=tiny.clip_text_model(),
+        tokenizer=tiny.clip_tokenizer(folder),
+        unet=tiny.motion_unet(),
+        motion_adapter=None,
+        controlnet=tiny.sparse_controlnet(),
+        scheduler=tiny.scheduler(),
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def controlnet_xs(folder: Path) -> Any:
+    """The pipeline puts the U-Net and the adapter together, as two parts of a new U-Net."""
+    unet = tiny.shallow_unet(layers_per_block=2)
+    adapter = diffusers.ControlNetXSAdapter.from_unet(
+        unet, size_ratio=1.0, conditioning_embedding_out_channels=(4, 8)
+    )
+    adapter = tiny._build(lambda: adapter)  # its zero convolutions would hide it
+    kind = "StableDiffusionControlNetXSPipeline"
+    return tiny.sd_pipeline(folder, kind=kind, unet=unet, controlnet=adapter)
+
+
 def stable_video() -> Any:
     """Stable Video Diffusion."""
     from transformers import (

@@ -56,14 +56,19 @@ def _unet_sites(model: Any) -> Iterator[Site]:
 def _unet_downsample(model: Any, name: str) -> int:
     """How often the map has been halved on the way to the module ``name``."""
     stage, _, rest = name.partition(".")
-    halvings = [block.downsamplers is not None for block in model.down_blocks]
+    halvings = [_scales(block, "downsamplers") for block in model.down_blocks]
     if stage == "down_blocks":
         return int(2 ** sum(halvings[: int(rest.split(".")[0])]))
     lowest = int(2 ** sum(halvings))
     if stage == "up_blocks":
-        doublings = [block.upsamplers is not None for block in model.up_blocks]
+        doublings = [_scales(block, "upsamplers") for block in model.up_blocks]
         return lowest // int(2 ** sum(doublings[: int(rest.split(".")[0])]))
     return lowest
+
+
+def _scales(block: Any, how: str) -> bool:
+    """Whether the map has another size behind a block; one of ControlNet-XS is two in one."""
+    return getattr(block, how, None) is not None or getattr(block, f"base_{how}", None) is not None
 
 
 def _patch_transformer_sites(model: Any) -> Iterator[Site]:
@@ -83,6 +88,9 @@ FAMILIES: dict[str, Callable[[Any], Iterator[Site]]] = {
     "UNet3DConditionModel": _unet_sites,
     "I2VGenXLUNet": _unet_sites,
     "ControlNetModel": _unet_sites,
+    "ControlNetUnionModel": _unet_sites,
+    "SparseControlNetModel": _unet_sites,
+    "UNetControlNetXSModel": _unet_sites,
     "PixArtTransformer2DModel": _patch_transformer_sites,
     "DiTTransformer2DModel": _patch_transformer_sites,
 }

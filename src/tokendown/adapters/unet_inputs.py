@@ -19,21 +19,25 @@ def _text(config: Any, zeros: Zeros) -> Tensor:
     return zeros(TEXT_TOKENS, getattr(config, "encoder_hid_dim", None) or width)
 
 
+def _pooled(config: Any, zeros: Zeros) -> dict[str, Any]:
+    """What SDXL is told besides the text."""
+    if getattr(config, "addition_embed_type", None) != "text_time":
+        return {}
+    pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
+    return {"added_cond_kwargs": {"text_embeds": zeros(pooled), "time_ids": zeros(6)}}
+
+
 def _unet(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, Any]:
     inputs: dict[str, Any] = {
         "sample": zeros(config.in_channels, height, width),
         "timestep": zeros.integers(),
         "encoder_hidden_states": _text(config, zeros),
     }
+    inputs |= _pooled(config, zeros)
     addition = getattr(config, "addition_embed_type", None)
-    if addition == "text_time":
-        pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
-        inputs["added_cond_kwargs"] = {"text_embeds": zeros(pooled), "time_ids": zeros(6)}
     # "text" needs no input of its own: it pools what cross-attention gets
-    elif addition not in (None, "text") or getattr(config, "encoder_hid_dim_type", None) not in (
-        None,
-        "text_proj",
-    ):
+    known = addition in (None, "text", "text_time")
+    if not known or getattr(config, "encoder_hid_dim_type", None) not in (None, "text_proj"):
         raise UnsupportedModelError(
             f"no example inputs are known for the conditioning {addition!r}"
         )
@@ -50,6 +54,44 @@ def _controlnet(config: Any, zeros: Zeros, height: int, width: int) -> dict[str,
     scale = 2 ** (len(config.conditioning_embedding_out_channels) - 1)
     condition = zeros(config.conditioning_channels, height * scale, width * scale)
     return {**_unet(config, zeros, height, width), "controlnet_cond": condition}
+
+
+def _controlnet_union(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, Any]:
+    inputs = _controlnet(config, zeros, height, width)
+    return {
+        **inputs,
+        "controlnet_cond": [inputs["controlnet_cond"]],  # one condition, of the first kind
+        "control_type": zeros(config.num_control_type),
+        "control_type_idx": [0],
+    }
+
+
+def _controlnet_xs(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, Any]:
+    scale = 2 ** (len(config.ctrl_conditioning_embedding_out_channels) - 1)
+    inputs = {
+        "sample": zeros(4, height, width),  # fixed in the model
+        "timestep": zeros.integers(),
+        "encoder_hidden_states": _text(config, zeros),
+        "controlnet_cond": zeros(config.ctrl_conditioning_channels, height * scale, width * scale),
+    }
+    return {**inputs, **_pooled(config, zeros)}
+
+
+def _sparse_controlnet(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, Any]:
+    frames = min(zeros.frames, config.motion_max_seq_length)
+    scale = 2 ** (len(config.conditioning_embedding_out_channels) - 1)
+    if config.use_simplified_condition_embedding:  # the condition is a latent
+        scale = 1
+    size = (frames, height * scale, width * scale)
+    inputs = {
+        "sample": zeros(config.in_channels, frames, height, width),
+        "timestep": zeros.integers(),
+        "encoder_hidden_states": _text(config, zeros).repeat(frames, 1, 1),
+        "controlnet_cond": zeros(config.conditioning_channels, *size),
+    }
+    if config.concat_conditioning_mask:
+        inputs["conditioning_mask"] = zeros(1, *size)
+    return inputs
 
 
 def _video_unet(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, Any]:
@@ -94,4 +136,7 @@ UNETS: dict[str, Maker] = {
     "UNet3DConditionModel": _video_unet,
     "I2VGenXLUNet": _image_to_video_unet,
     "ControlNetModel": _controlnet,
+    "ControlNetUnionModel": _controlnet_union,
+    "SparseControlNetModel": _sparse_controlnet,
+    "UNetControlNetXSModel": _controlnet_xs,
 }
