@@ -72,6 +72,16 @@ def shallow_unet(seed: int = 0, **options: Any) -> diffusers.UNet2DConditionMode
     )
 
 
+def mixed_unet(seed: int = 0) -> diffusers.UNet2DConditionModel:
+    """Text at downsampling 1 and in the middle; at 2 attention is given maps as well."""
+    return sd_unet(
+        seed,
+        block_out_channels=(8, 16),
+        down_block_types=("CrossAttnDownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "CrossAttnUpBlock2D"),
+    )
+
+
 def sdxl_unet(seed: int = 0, **options: Any) -> diffusers.UNet2DConditionModel:
     """Like SDXL: no attention at full resolution, self-attention at downsampling 2 and 4."""
     settings = {
@@ -238,6 +248,66 @@ def i2vgen_unet(seed: int = 0) -> diffusers.I2VGenXLUNet:
     )
 
 
+def plain_unet(seed: int = 0, **options: Any) -> diffusers.UNet2DModel:
+    """No text; attention gets maps, normalises and flattens them, at downsampling 1 and 2."""
+    settings = {
+        "sample_size": 16,
+        "in_channels": 4,
+        "out_channels": 4,
+        "block_out_channels": (8, 16),
+        "layers_per_block": 1,
+        "down_block_types": ("AttnDownBlock2D",) * 2,
+        "up_block_types": ("AttnUpBlock2D",) * 2,
+        "attention_head_dim": 4,
+        "norm_num_groups": 4,
+        "mid_block_scale_factor": 2.0,
+        "num_class_embeds": 3,
+    }
+    return _build(lambda: diffusers.UNet2DModel(**{**settings, **options}), seed)
+
+
+def kandinsky3(seed: int = 0) -> diffusers.Kandinsky3UNet:
+    """Self-attention at downsampling 2, 4 and 8, at the ends of its blocks."""
+    return _build(
+        lambda: diffusers.Kandinsky3UNet(
+            time_embedding_dim=8,
+            groups=2,
+            attention_head_dim=4,
+            layers_per_block=2,
+            block_out_channels=(8, 16, 16, 16),
+            cross_attention_dim=TEXT_DIM,
+            encoder_hid_dim=TEXT_DIM,
+        ),
+        seed,
+    )
+
+
+def uvit(seed: int = 0) -> diffusers.UVit2DModel:
+    """aMUSEd: tokens of a codebook; a token of the transformer is 2 x 2 of them."""
+    return _build(
+        lambda: diffusers.UVit2DModel(
+            hidden_size=16,
+            cond_embed_dim=TEXT_DIM,
+            micro_cond_encode_dim=4,
+            micro_cond_embed_dim=20,
+            encoder_hidden_size=TEXT_DIM,
+            vocab_size=12,
+            codebook_size=8,
+            in_channels=8,
+            block_out_channels=8,
+            num_res_blocks=1,
+            downsample=True,
+            upsample=True,
+            block_num_heads=1,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=16,
+            sample_size=16,
+        ),
+        seed,
+    )
+
+
 def pixart(seed: int = 0, **options: Any) -> diffusers.PixArtTransformer2DModel:
     """Two blocks; a token is a 2 x 2 patch of the latent."""
     settings = {
@@ -326,11 +396,22 @@ def inputs(
             video["image_latents"] = noise(batch, 4, FRAMES, height, width)
             video["image_embeddings"] = noise(batch, TEXT_DIM)
         return video
-    image = {
-        "sample": noise(batch, 4, height, width),
-        "timestep": time,
-        "encoder_hidden_states": text,
-    }
+    if kind == "UVit2DModel":
+        ids = torch.randint(0, 12, (batch, height, width), generator=generator)
+        return {
+            "input_ids": ids.to(parameter.device),
+            "encoder_hidden_states": text,
+            "pooled_text_emb": text[:, 0],
+            "micro_conds": noise(batch, 5),
+        }
+    image = {"sample": noise(batch, 4, height, width), "timestep": time}
+    if kind == "UNet2DModel":
+        return {**image, "class_labels": torch.arange(batch, device=parameter.device)}
+    image["encoder_hidden_states"] = text
+    if kind == "Kandinsky3UNet":
+        mask = torch.ones_like(text[..., 0])
+        mask[0, -2:] = 0
+        return {**image, "encoder_attention_mask": mask}
     if model.config.addition_embed_type == "text_time":
         image["added_cond_kwargs"] = {
             "text_embeds": noise(batch, TEXT_DIM),

@@ -238,6 +238,61 @@ def pixart_sigma() -> Any:
     return pipe
 
 
+def coder(**options: Any) -> diffusers.VQModel:
+    """Of a codebook; two pixels a latent pixel."""
+    settings = {
+        "block_out_channels": (4, 8),
+        "down_block_types": ("DownEncoderBlock2D",) * 2,
+        "up_block_types": ("UpDecoderBlock2D",) * 2,
+        "norm_num_groups": 2,
+        "num_vq_embeddings": 8,
+    }
+    return tiny._build(lambda: diffusers.VQModel(**{**settings, **options}))
+
+
+def kandinsky3() -> Any:
+    """Kandinsky 3 for ready-made text embeddings; eight pixels a latent pixel, whatever movq is."""
+    pipe = diffusers.Kandinsky3Pipeline(
+        tokenizer=None,
+        text_encoder=None,
+        unet=tiny.kandinsky3(),
+        scheduler=diffusers.DDPMScheduler(),
+        movq=coder(
+            latent_channels=4,
+            block_out_channels=(4,) * 4,
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+        ),
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def amused() -> Any:
+    """aMUSEd for ready-made text embeddings."""
+    pipe = diffusers.AmusedPipeline(
+        vqvae=coder(latent_channels=8),
+        tokenizer=None,
+        text_encoder=None,
+        transformer=tiny.uvit(),
+        scheduler=diffusers.AmusedScheduler(mask_token_id=11),
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def super_resolution() -> Any:
+    """Latent diffusion from a small picture: its channels come beside the noise."""
+    unet = tiny.plain_unet(
+        in_channels=6, out_channels=3, num_class_embeds=None, mid_block_scale_factor=1.0
+    )
+    pipe = diffusers.LDMSuperResolutionPipeline(
+        vqvae=coder(latent_channels=3), unet=unet, scheduler=tiny.scheduler()
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
 def dit() -> Any:
     """DiT at its one size; every label is a class of :func:`tests.tiny.dit`."""
     pipe = diffusers.DiTPipeline(

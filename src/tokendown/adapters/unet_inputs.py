@@ -10,6 +10,7 @@ from .._errors import UnsupportedModelError
 from .zeros import Maker, Zeros
 
 TEXT_TOKENS = 77  # of CLIP
+KANDINSKY_TOKENS = 128  # of T5, the most that its pipeline takes
 
 
 def _text(config: Any, zeros: Zeros) -> Tensor:
@@ -27,6 +28,16 @@ def _pooled(config: Any, zeros: Zeros) -> dict[str, Any]:
     return {"added_cond_kwargs": {"text_embeds": zeros(pooled), "time_ids": zeros(6)}}
 
 
+def _class(config: Any, zeros: Zeros) -> dict[str, Any]:
+    kind = getattr(config, "class_embed_type", None)
+    if kind in ("timestep", "identity", "projection"):
+        raise UnsupportedModelError(
+            f"no example inputs are known for class embeddings of type {kind!r}"
+        )
+    labelled = getattr(config, "num_class_embeds", None) is not None
+    return {"class_labels": zeros.integers()} if labelled else {}
+
+
 def _unet(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, Any]:
     inputs: dict[str, Any] = {
         "sample": zeros(config.in_channels, height, width),
@@ -41,13 +52,7 @@ def _unet(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, Any]:
         raise UnsupportedModelError(
             f"no example inputs are known for the conditioning {addition!r}"
         )
-    if getattr(config, "class_embed_type", None) in ("timestep", "identity", "projection"):
-        raise UnsupportedModelError(
-            f"no example inputs are known for class embeddings of type {config.class_embed_type!r}"
-        )
-    if getattr(config, "num_class_embeds", None) is not None:
-        inputs["class_labels"] = zeros.integers()
-    return inputs
+    return {**inputs, **_class(config, zeros)}
 
 
 def _controlnet(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, Any]:
@@ -119,6 +124,30 @@ def _image_to_video_unet(config: Any, zeros: Zeros, height: int, width: int) -> 
     }
 
 
+def _unconditional_unet(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, Any]:
+    inputs = {"sample": zeros(config.in_channels, height, width), "timestep": zeros.integers()}
+    return {**inputs, **_class(config, zeros)}
+
+
+def _kandinsky3(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, Any]:
+    return {
+        "sample": zeros(config.in_channels, height, width),
+        "timestep": zeros.integers(),
+        "encoder_hidden_states": zeros(KANDINSKY_TOKENS, config.encoder_hid_dim),
+        "encoder_attention_mask": zeros(KANDINSKY_TOKENS),
+    }
+
+
+def _uvit(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, Any]:
+    sizes = config.micro_cond_embed_dim // config.micro_cond_encode_dim
+    return {
+        "input_ids": zeros.integers(height, width),
+        "encoder_hidden_states": zeros(TEXT_TOKENS, config.encoder_hidden_size),
+        "pooled_text_emb": zeros(config.cond_embed_dim),
+        "micro_conds": zeros(sizes),
+    }
+
+
 def _stable_video(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, Any]:
     time_ids = config.projection_class_embeddings_input_dim // config.addition_time_embed_dim
     return {
@@ -135,6 +164,9 @@ UNETS: dict[str, Maker] = {
     "UNetSpatioTemporalConditionModel": _stable_video,
     "UNet3DConditionModel": _video_unet,
     "I2VGenXLUNet": _image_to_video_unet,
+    "UNet2DModel": _unconditional_unet,
+    "Kandinsky3UNet": _kandinsky3,
+    "UVit2DModel": _uvit,
     "ControlNetModel": _controlnet,
     "ControlNetUnionModel": _controlnet_union,
     "SparseControlNetModel": _sparse_controlnet,
