@@ -7,7 +7,7 @@ import pytest
 import torch
 from tests import tiny
 
-from tokendown import UnsupportedModelError, apply_patch, is_patched
+from tokendown import UnsupportedModelError, apply_patch, is_patched, summary
 
 from .builders import controlnet_xs, sdxl, sparse_control
 from .checks import ANCHORS, FACTORS, assert_composes, oracle
@@ -34,6 +34,7 @@ def assert_both_follow(pipe, run, count=1, grids=SQUARE, factors=FACTORS):
     with apply_patch(pipe, factor=factors, anchors=ANCHORS, controlnet=True) as patch:
         assert len(patch.models) == 1 + count
         got = run()
+        assert summary(pipe, height=24, width=24).model.count("ControlNet") == count
     assert (only_unet - want).abs().max() > 1e-2
     torch.testing.assert_close(got, want, rtol=0, atol=2e-4 * want.abs().max().item())
     assert not is_patched(pipe)
@@ -132,6 +133,8 @@ def test_controlnet_xs(tokenizer_folder):
     pipe = controlnet_xs(tokenizer_folder)
     assert type(pipe.unet) is diffusers.UNetControlNetXSModel
     assert_composes(pipe, lambda: picture(pipe), grids=SQUARE)
+    grids = {layer.grid for layer in summary(pipe, height=24, width=32).layers}
+    assert grids == {(12, 16), (6, 8)}
     with apply_patch(pipe, factor=FACTORS):
         controlled = picture(pipe)
         assert not torch.equal(picture(pipe, controlnet_conditioning_scale=0.0), controlled)

@@ -15,6 +15,10 @@ _BY_VALUE = "it chooses tokens or experts by value, so that its cost is not know
 _CAUSAL = "its text sees text alone: one processor makes two attention calls, over other sequences"
 _TOKENS_FIRST = "its norms are given [tokens, batch], where no anchors can be found yet"
 _PACKED = "it packs several samples into one sequence, told apart by values"
+_KEYS_OF_TWO_KINDS = (
+    "image tokens and text are one tensor of keys before attention is called, but the queries are "
+    "image tokens alone: neither way of patching describes that"
+)
 _NOT_BUILT = "no adapter was built and tested for it yet; tokendown.register_adapter adds one"
 _PART = "it is a part of other models and never a denoiser on its own"
 
@@ -57,6 +61,7 @@ REFUSED: dict[str, str] = {
     "PRXTransformer2DModel": _NAMES,
     "JoyImageEditTransformer3DModel": _NAMES,
     "HunyuanVideo15Transformer3DModel": _BY_VALUE,
+    "StableCascadeUNet": _KEYS_OF_TWO_KINDS,
     "HiDreamImageTransformer2DModel": _BY_VALUE,
     "NucleusMoEImageTransformer2DModel": _BY_VALUE,
     "Cosmos3OmniTransformer": _CAUSAL,
@@ -84,7 +89,6 @@ REFUSED: dict[str, str] = {
             "LuminaNextDiT2DModel",
             "MotifVideoTransformer3DModel",
             "OmniGenTransformer2DModel",
-            "StableCascadeUNet",
             "ZImageControlNetModel",
         ),
         _NOT_BUILT,
