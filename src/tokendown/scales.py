@@ -13,7 +13,7 @@ _SPATIAL = ("vae_scale_factor_spatial", "vae_spatial_compression_ratio", "vae_sp
             "vae_scale_factor")  # fmt: skip
 _TEMPORAL = ("vae_scale_factor_temporal", "vae_temporal_compression_ratio",
              "vae_temporal_scale_factor")  # fmt: skip
-_CODERS = ("vae", "vqvae", "movq")
+CODERS = ("vae", "vqvae", "movq")
 
 
 def spatial_scale(pipe: Any) -> int:
@@ -25,7 +25,7 @@ def _scale_of_coder(pipe: Any) -> int | None:
     """1 where a pipeline is made without a VAE: it works on pixels."""
     if not hasattr(pipe, "components"):  # a denoiser on its own
         return None
-    names = [name for name in _CODERS if hasattr(pipe, name)]
+    names = [name for name in CODERS if hasattr(pipe, name)]
     coders = [coder for name in names if (coder := getattr(pipe, name)) is not None]
     return scales_of_vae(coders[0].config)[0] if coders else None if names else 1
 

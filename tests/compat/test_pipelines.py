@@ -8,6 +8,7 @@ import torch
 from tests import tiny
 
 from tokendown import NothingPatchedError, apply_patch, is_patched, summary
+from tokendown.models.blueprint import load_skeleton
 
 from .builders import amused, dit, kandinsky3, pixart_sigma, sdxl, super_resolution
 from .checks import ANCHORS, FACTORS, assert_composes, oracle
@@ -141,8 +142,14 @@ def test_without_guidance(tokenizer_folder, images):
     assert_composes(pipe, run, grids=SQUARE, factors=FACTORS)
 
 
+def scale_on_disk(pipe, folder):
+    """Pixels a latent pixel, from the configuration alone."""
+    pipe.save_pretrained(folder)
+    return load_skeleton(str(folder))[1]
+
+
 @pytest.mark.compat("DDPMPipeline", note="UNet2DModel on pixels, without text")
-def test_ddpm():
+def test_ddpm(tmp_path):
     unet = tiny.plain_unet(num_class_embeds=None)
     pipe = diffusers.DDPMPipeline(unet=unet, scheduler=diffusers.DDPMScheduler())
     pipe.set_progress_bar_config(disable=True)
@@ -153,10 +160,11 @@ def test_ddpm():
 
     assert_composes(pipe, run, grids={(16, 16): 2, (8, 8): 2})
     assert summary(pipe, height=24, width=16).layers[0].grid == (24, 16)
+    assert scale_on_disk(pipe, tmp_path) == 1
 
 
 @pytest.mark.compat("LDMSuperResolutionPipeline", note="UNet2DModel on latents")
-def test_super_resolution():
+def test_super_resolution(tmp_path):
     pipe, picture = super_resolution(), torch.rand(1, 3, 16, 12)
 
     def run():
@@ -165,6 +173,7 @@ def test_super_resolution():
 
     assert_composes(pipe, run)
     assert summary(pipe, height=32, width=24).layers[0].grid == (16, 12)
+    assert scale_on_disk(pipe, tmp_path) == 2
 
 
 @pytest.mark.compat("Kandinsky 3", note="with guidance; the source of keys is named in the call")
