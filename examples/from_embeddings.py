@@ -3,7 +3,8 @@
 python examples/from_embeddings.py MODEL TEXT.safetensors '{"height": 1024, "width": 1024}' OUT
 
 Any pipeline of diffusers: the file holds arguments of its call by name (prompt_embeds, ...), the
-JSON those that are no tensors; pictures in it (image, ...) are names of files.
+JSON those that are no tensors; pictures in it (image, ...) are names of files, and so are the
+frames of films (pose_video, ...).
 docs/families.md has a line for every family.
 """
 
@@ -20,9 +21,9 @@ import tokendown
 model, embeddings, text, path = sys.argv[1:]
 options = json.loads(text)
 size = {"height": options["height"], "width": options["width"]}
-frames = options.get("num_frames")
+frames = options.get("num_frames", options.get("segment_frame_length"))
 for name, value in options.items():
-    if "image" in name:
+    if "image" in name or name.endswith("video"):
         files = value if isinstance(value, list) else [value]
         pictures = [load_image(file) for file in files]
         options[name] = pictures if isinstance(value, list) else pictures[0]

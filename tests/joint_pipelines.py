@@ -31,9 +31,9 @@ MASK = torch.ones(1, 5, dtype=torch.long)
 PADDED = torch.tensor([[1, 1, 1, 0, 0]])
 
 
-def assemble(kind: str, transformer: Any, **parts: Any) -> Any:
+def assemble(kind: str | type, transformer: Any, **parts: Any) -> Any:
     """A pipeline by its class; parts that it needs and that are not given are None."""
-    build = getattr(diffusers, kind)
+    build = getattr(diffusers, kind) if isinstance(kind, str) else kind
     parameters = inspect.signature(build.__init__).parameters
     needed = [name for name, each in parameters.items() if each.default is each.empty][1:]
     parts = {"scheduler": diffusers.FlowMatchEulerDiscreteScheduler(), **parts}
@@ -77,6 +77,11 @@ class Case:
     options: dict[str, Any]
     predicted: bool = True
 
+    @property
+    def frames(self) -> int | None:
+        """Of the film; a pipeline that makes it in pieces is told those of a piece."""
+        return self.options.get("num_frames", self.options.get("segment_frame_length"))
+
     def run(self, **options: Any) -> Tensor:
         """From one seed; latents, flattened."""
         generator = torch.Generator().manual_seed(0)
@@ -109,7 +114,7 @@ def assert_follows(case: Case, **patch: Any) -> None:
     assert torch.equal(case.run(), dense)
     if case.predicted:
         size = {name: case.options[name] for name in ("height", "width")}
-        found = summary(pipe, PatchConfig(**PATCH), **size, frames=case.options.get("num_frames"))
+        found = summary(pipe, PatchConfig(**PATCH), **size, frames=case.frames)
         layer = found.layers[0]
         assert (layer.grid, layer.keys_before) == (case.shapes[0][1:], math.prod(case.shapes[0]))
 
@@ -155,6 +160,50 @@ def film_vae(kind: str) -> Any:
     )  # fmt: skip
 
 
+def cosmos_vae() -> Any:
+    """Four pixels a latent pixel, four frames a latent frame."""
+    return tiny._build(
+        lambda: diffusers.AutoencoderKLCosmos(
+            latent_channels=4, encoder_block_out_channels=(8,) * 4, num_layers=1,
+            decode_block_out_channels=(8,) * 4, attention_resolutions=(8,), resolution=64,
+            spatial_compression_ratio=4, temporal_compression_ratio=4,
+            latents_mean=None, latents_std=None,
+        )
+    )  # fmt: skip
+
+
+def magvit_vae() -> Any:
+    """Of EasyAnimate: eight pixels a latent pixel, four frames a latent frame."""
+    return tiny._build(
+        lambda: diffusers.AutoencoderKLMagvit(
+            latent_channels=4, block_out_channels=(8,) * 4, layers_per_block=1, norm_num_groups=2,
+            down_block_types=("SpatialDownBlock3D",) + ("SpatialTemporalDownBlock3D",) * 3,
+            up_block_types=("SpatialUpBlock3D",) + ("SpatialTemporalUpBlock3D",) * 3,
+            spatial_group_norm=False,
+        )
+    )  # fmt: skip
+
+
+class Guardrail:
+    """In the place of the package that Cosmos pipelines insist on; finds nothing wrong."""
+
+    def to(self, device: Any) -> None:
+        pass
+
+    def check_video_safety(self, film: Any) -> Any:
+        return film
+
+
+def eight_vae() -> Any:
+    """Eight pixels a latent pixel."""
+    return tiny._build(
+        lambda: diffusers.AutoencoderKL(
+            block_out_channels=(4,) * 4, down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4, latent_channels=4, norm_num_groups=2,
+        )
+    )  # fmt: skip
+
+
 def hunyuan_image_vae() -> Any:
     """Four pixels a latent pixel."""
     return tiny._build(
@@ -165,19 +214,21 @@ def hunyuan_image_vae() -> Any:
     )  # fmt: skip
 
 
-def causal_vae(kind: str = "AutoencoderKLWan", halvings: int = 2) -> Any:
-    """Of Wan and Qwen-Image: four channels, the first frame on its own, two frames a latent frame.
+def causal_vae(kind: str = "AutoencoderKLWan", halvings: int = 2, halvings_in_time: int = 1) -> Any:
+    """Of Wan and Qwen-Image: four channels, the first frame on its own.
 
     Args:
         kind: class name.
         halvings: of height and width.
+        halvings_in_time: of the frames after the first.
     """
+    dense = [False] * (halvings - halvings_in_time)
     return tiny._build(
         lambda: getattr(diffusers, kind)(
             base_dim=2, z_dim=4, dim_mult=[1] * (halvings + 1), num_res_blocks=0,
-            temperal_downsample=[False] * (halvings - 1) + [True], latents_mean=[0.0] * 4,
+            temperal_downsample=dense + [True] * halvings_in_time, latents_mean=[0.0] * 4,
             latents_std=[1.0] * 4,
-            **({"scale_factor_spatial": 2**halvings, "scale_factor_temporal": 2}
+            **({"scale_factor_spatial": 2**halvings, "scale_factor_temporal": 2**halvings_in_time}
                if kind == "AutoencoderKLWan" else {}),
         )
     )  # fmt: skip
@@ -209,6 +260,50 @@ def flux2(kind: str, **tensors: Tensor) -> Case:
     pictures = {"image": [picture(64, 72), picture(80, 64)]}
     shapes = ((1, 6, 8), (1, 16, 18), (1, 20, 16))
     return Case("flux2", pipe, shapes, {"prompt_embeds": TEXT, **tensors}, {**SMALL, **pictures})
+
+
+def cosmos() -> Any:
+    parts = {"vae": cosmos_vae(), "scheduler": diffusers.EDMEulerScheduler()}
+    parts["safety_checker"] = Guardrail()
+    return assemble("CosmosTextToWorldPipeline", transformer("cosmos"), **parts)
+
+
+def consisid() -> Case:
+    """With the features of a face, which the published model has; its parts are small."""
+    # exported by diffusers with opencv only, which just draws key points
+    from diffusers.pipelines.consisid.pipeline_consisid import ConsisIDPipeline
+
+    sizes = {"LFE_id_dim": 8, "LFE_vit_dim": 8, "LFE_depth": 5, "LFE_dim_head": 4}
+    sizes |= {"LFE_num_heads": 2, "LFE_num_querie": 4, "LFE_output_dim": 21}
+    sizes |= {"cross_attn_dim_head": 4, "cross_attn_num_heads": 2, "in_channels": 8}
+    model = transformer("consisid", is_train_face=True, **sizes)
+    pipe = assemble(ConsisIDPipeline, model, vae=film_vae("AutoencoderKLCogVideoX"), **schedule())
+    face = {"id_cond": TEXT[:, 0], "id_vit_hidden": [TEXT] * 5}
+    return Case("consisid", pipe, FILM, {**GUIDED, **face}, {**HUNYUAN, "image": picture(96, 128)})
+
+
+def wan_animate() -> Case:
+    """One piece of five frames; the first latent frame is the character."""
+    pipe = assemble(
+        "WanAnimatePipeline", transformer("wan_animate", image_dim=8, added_kv_proj_dim=16),
+        vae=causal_vae(halvings_in_time=2), **vision(),
+    )  # fmt: skip
+    films = {
+        "pose_video": [picture(48, 64, seed) for seed in range(5)],
+        "face_video": [picture(16, 16, seed) for seed in range(5)],
+    }
+    options = {"height": 48, "width": 64, "segment_frame_length": 5, "image": picture(48, 64)}
+    return Case("wan_animate", pipe, FILM, LONG, {**options, **films})
+
+
+def hunyuan_dit() -> Case:
+    pipe = assemble(
+        "HunyuanDiTPipeline", transformer("hunyuan_dit"), vae=eight_vae(),
+        scheduler=diffusers.DDPMScheduler(),
+    )  # fmt: skip
+    padded = {**MASKED, "prompt_attention_mask": PADDED}
+    both = {**padded, **{f"{name}_2": value for name, value in padded.items()}}
+    return Case("hunyuan_dit", pipe, SIZE, both, {**EIGHT, "use_resolution_binning": False})
 
 
 def pixart_sigma() -> Any:
@@ -345,6 +440,15 @@ CASES: dict[str, Callable[[], Case]] = {
         "cogview4", assemble("CogView4Pipeline", transformer("cogview4"), vae=tiny.vae()),
         ((1, 12, 16),), GUIDED, LARGER,
     ),
+    "CosmosTextToWorldPipeline": lambda: Case("cosmos", cosmos(), FILM, GUIDED, film(9, 8)),
+    "EasyAnimatePipeline": lambda: Case(
+        "easyanimate",
+        assemble("EasyAnimatePipeline", transformer("easyanimate"), vae=magvit_vae()),
+        FILM, MASKED, HUNYUAN,
+    ),
+    "ConsisIDPipeline": consisid,
+    "WanAnimatePipeline": wan_animate,
+    "HunyuanDiTPipeline": hunyuan_dit,
     "AuraFlowPipeline": lambda: Case(
         "auraflow", assemble("AuraFlowPipeline", transformer("auraflow"), vae=tiny.vae()),
         SIZE, MASKED, SMALL,

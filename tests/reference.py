@@ -7,6 +7,7 @@ log m, in plain matrix products, as a processor that a test puts into an un-patc
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -98,7 +99,8 @@ class Coarse:
         self.calls = 0
 
     def note_norms(self, _: nn.Module, args: tuple[Any, ...]) -> None:
-        self.norms = args[0].float().pow(2).sum(-1).sqrt()
+        maps = args[0].ndim == 4  # [batch, channels, height, width]
+        self.norms = args[0].float().pow(2).sum(1 if maps else -1).sqrt().flatten(1)
 
     def __call__(
         self,
@@ -108,9 +110,15 @@ class Coarse:
         attention_mask: Tensor | None = None,
         **_: Any,
     ) -> Tensor:
-        assert encoder_hidden_states is None
+        assert encoder_hidden_states is None or encoder_hidden_states is hidden_states
         self.calls += 1
         height, width = self.grid
+        given = hidden_states
+        if given.ndim == 4:
+            assert given.shape[2:] == self.grid
+            hidden_states = given.permute(0, 2, 3, 1).flatten(1, 2)
+        if attn.group_norm is not None:
+            hidden_states = attn.group_norm(hidden_states.mT).mT
         batch, tokens, _ = hidden_states.shape
         assert tokens == height * width, f"{tokens} tokens on a {height} x {width} grid"
         bias = log_multiplicities(self.norms, height, width, self.factor, self.anchors, self.at)
@@ -145,9 +153,11 @@ class Coarse:
         key, value = key.repeat_interleave(shared, 1), value.repeat_interleave(shared, 1)
         out = softmax_attention(query, key, value, bias[:, None, None])
         out = attn.to_out[0](out.transpose(1, 2).flatten(2))
-        assert not attn.residual_connection
-        assert attn.rescale_output_factor == 1.0
-        return out
+        if given.ndim == 4:
+            out = out.mT.reshape(given.shape)
+        if attn.residual_connection:
+            out = out + given
+        return out / attn.rescale_output_factor
 
 
 # Where each tiny model of tests/tiny.py has self-attention on an image grid, and its downsampling.
@@ -161,6 +171,7 @@ _FOUR_LEVELS = {
     "up_blocks.2": 2,
     "up_blocks.3": 1,
 }
+_MAPS = {"down_blocks.1": 2, "up_blocks.0": 2, **_TWO_LEVELS}
 LEVELS = {
     "sd_unet": _FOUR_LEVELS,
     "controlnet": {name: at for name, at in _FOUR_LEVELS.items() if "up" not in name},
@@ -173,15 +184,29 @@ LEVELS = {
         "up_blocks.1": 2,
     },
     "dreamlite_unet": {"down_blocks.1": 2, "mid_block": 2, "up_blocks.0": 2},
+    "union_controlnet": {"down_blocks.1": 2, "down_blocks.2": 4, "mid_block": 4},
+    "sparse_controlnet": {"down_blocks.0": 1, "mid_block": 2},
+    "controlnet_xs": _TWO_LEVELS,
     "motion_unet": _TWO_LEVELS,
     "svd_unet": _TWO_LEVELS,
     "unet_3d": _TWO_LEVELS,
     "i2vgen_unet": _TWO_LEVELS,
+    "plain_unet": _MAPS,
+    "mixed_unet": _MAPS,
+    "kandinsky3": {
+        "down_blocks.1": 2,
+        "down_blocks.2": 4,
+        "down_blocks.3": 8,
+        "up_blocks.0": 8,
+        "up_blocks.1": 4,
+        "up_blocks.2": 2,
+    },
+    "uvit": {"transformer_layers": 1},
     "pixart": {"transformer_blocks": 1},
     "dit": {"transformer_blocks": 1},
     "latte": {"transformer_blocks": 1},
 }
-PATCH_SIZES = {"pixart": 2, "dit": 2, "latte": 2}
+PATCH_SIZES = {"pixart": 2, "dit": 2, "latte": 2, "uvit": 2}
 _TEMPORAL = ("motion_modules", "temporal", "temp_attentions", "transformer_in")
 
 
@@ -189,7 +214,7 @@ def spatial_blocks(model: nn.Module, kind: str) -> dict[str, tuple[Any, int]]:
     """Name of a transformer block to the block and its downsampling."""
     found = {}
     for name, module in model.named_modules():
-        level = next((at for stage, at in LEVELS[kind].items() if name.startswith(stage)), None)
+        level = _level(kind, name)
         if (
             level is not None
             and hasattr(module, "attn1")
@@ -197,6 +222,22 @@ def spatial_blocks(model: nn.Module, kind: str) -> dict[str, tuple[Any, int]]:
         ):
             found[name] = (module, level)
     return found
+
+
+def _level(kind: str, name: str) -> int | None:
+    return next((at for stage, at in LEVELS[kind].items() if name.startswith(stage)), None)
+
+
+def places(model: nn.Module, kind: str) -> Iterator[tuple[Any, nn.Module, int]]:
+    """Each self-attention layer, the norm before it (or the layer, if inside), its downsampling."""
+    for block, level in spatial_blocks(model, kind).values():
+        yield block.attn1, block.norm1, level
+    for name, module in model.named_modules():
+        level = _level(kind, name)
+        if level and hasattr(module, "to_q") and module.group_norm is not None:
+            yield module, module, level
+        if level and kind == "kandinsky3" and name.endswith("attentions.0"):
+            yield module.attention, module.in_norm, level
 
 
 def coarsen(
@@ -219,12 +260,12 @@ def coarsen(
     """
     patch = PATCH_SIZES.get(kind, 1)
     processors = []
-    for block, level in spatial_blocks(model, kind).values():
+    for attention, norm, level in places(model, kind):
         if level not in factors:
             continue
         grid = (math.ceil(size[0] // patch / level), math.ceil(size[1] // patch / level))
         processor = Coarse(grid, factors[level], anchors, mean)
-        block.attn1.set_processor(processor)
-        block.norm1.register_forward_pre_hook(processor.note_norms)
+        attention.set_processor(processor)
+        norm.register_forward_pre_hook(processor.note_norms)
         processors.append(processor)
     return processors

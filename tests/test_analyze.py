@@ -240,18 +240,21 @@ def test_an_analysis_has_every_layer_in_the_order_in_which_they_run(pipe, analys
         assert (Candidate(2, 8) in layer.errors) == (Grid(*layer.grid).coarse(2).tokens >= 16)
 
 
-def test_the_error_of_a_layer_is_that_of_the_patched_module(pipe):
+@pytest.mark.parametrize("kind", ["sd_unet", "plain_unet", "kandinsky3"])
+def test_the_error_of_a_layer_is_that_of_the_patched_module(kind):
     """The first layer has the same input in a dense and in a patched run."""
-    with Probe(pipe.unet, [Candidate(2, 5)], 10_000) as probe:
-        tiny.run(pipe.unet, 20, 28)
-    name = probe.layers[0].layer.name
-    outputs = []
-    handle = pipe.unet.get_submodule(name).register_forward_hook(
-        lambda _, __, output: outputs.append(output)
-    )
-    tiny.run(pipe.unet, 20, 28)
-    with apply_patch(pipe.unet, factor=2, anchors=5):
-        tiny.run(pipe.unet, 20, 28)
+    unet, size, outputs = getattr(tiny, kind)(), (24, 32), []
+    with Probe(unet, [Candidate(2, 5)], 10_000) as probe:
+        tiny.run(unet, *size)
+
+    def note(attention, args, output) -> None:
+        output = output * attention.rescale_output_factor
+        outputs.append(output - args[0] if attention.residual_connection else output)
+
+    handle = unet.get_submodule(probe.layers[0].layer.name).register_forward_hook(note)
+    tiny.run(unet, *size)
+    with apply_patch(unet, factor=2, anchors=5):
+        tiny.run(unet, *size)
     handle.remove()
     dense, patched = outputs
     want = (patched - dense).square().sum() / dense.square().sum()

@@ -7,6 +7,7 @@ import logging
 import diffusers
 import pytest
 import torch
+from diffusers.models.attention_processor import Attention
 from torch import nn
 
 import tiny
@@ -73,10 +74,11 @@ def test_a_model_without_any_attention():
 
 def test_a_model_with_attention_only_where_no_grid_is_read():
     model = tiny.sd_unet(
-        down_block_types=("AttnDownBlock2D",) * 4,
-        up_block_types=("AttnUpBlock2D",) * 4,
+        down_block_types=("DownBlock2D",) * 4,
+        up_block_types=("UpBlock2D",) * 4,
         mid_block_type=None,
     )
+    model.own = Attention(8, heads=2, dim_head=4)
     with pytest.raises(NothingPatchedError, match="no image grid is known here"):
         apply_patch(model)
 
@@ -103,18 +105,33 @@ def test_things_that_are_no_models(thing, function):
 
 
 def test_a_pipeline_with_an_unknown_denoiser():
-    pipe = diffusers.DDPMPipeline(
-        diffusers.UNet2DModel(
-            sample_size=8,
-            block_out_channels=(4,),
-            down_block_types=("DownBlock2D",),
-            up_block_types=("UpBlock2D",),
-            norm_num_groups=2,
-            attention_head_dim=2,
-        ),
-        tiny.scheduler("DDPMScheduler"),
+    transformer = diffusers.SanaTransformer2DModel(
+        in_channels=4,
+        out_channels=4,
+        num_attention_heads=1,
+        attention_head_dim=4,
+        num_layers=1,
+        num_cross_attention_heads=1,
+        cross_attention_head_dim=4,
+        cross_attention_dim=4,
+        caption_channels=4,
+        sample_size=8,
     )
-    with pytest.raises(UnsupportedModelError, match="UNet2DModel cannot be patched: no adapter"):
+    flow = diffusers.FlowMatchEulerDiscreteScheduler()
+    pipe = diffusers.SanaPipeline(None, None, None, transformer, flow)
+    match = "SanaTransformer2DModel cannot be patched: its self-attention is linear"
+    with pytest.raises(UnsupportedModelError, match=match):
+        apply_patch(pipe)
+
+
+def test_a_pipeline_without_any_attention():
+    unet = tiny.plain_unet(
+        down_block_types=("DownBlock2D",) * 2,
+        up_block_types=("UpBlock2D",) * 2,
+        add_attention=False,
+    )
+    pipe = diffusers.DDPMPipeline(unet, tiny.scheduler("DDPMScheduler"))
+    with pytest.raises(NothingPatchedError, match="can be patched: it has none"):
         apply_patch(pipe)
 
 

@@ -40,7 +40,9 @@ def patched(model, size, batch=2, **options):
 
 
 def possible(kind: str, height: int, width: int) -> tuple[int, int]:
-    """The size, or a square one for DiT, whose forward takes nothing else."""
+    """The size, or one that the family takes: square, or all of its levels even."""
+    if kind == "kandinsky3":
+        return (-(-height // 8) * 8, -(-width // 8) * 8)
     return (height, height) if kind == "dit" else (height, width)
 
 
@@ -77,6 +79,18 @@ def test_cell_averages_follow_the_formula(kind, anchors):
     model, size = built(kind), (10, 14)
     want = wanted(kind, model, size, {finest(kind): 2}, anchors=anchors, mean=True)
     got = patched(model, size, factor=2, anchors=anchors, method="mean")
+    torch.testing.assert_close(got, want, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("kind", "level"), [("plain_unet", 2), ("mixed_unet", 2), ("kandinsky3", 4)]
+)
+@pytest.mark.parametrize("method", ["nearest", "mean"])
+def test_attention_to_maps_at_coarser_levels(kind, level, method):
+    model, size = built(kind), possible(kind, 12, 18)
+    options = {"anchors": 3, "mean": method == "mean"}
+    want = wanted(kind, model, size, {level: 2}, **options)
+    got = patched(model, size, factor={level: 2}, anchors=3, method=method)
     torch.testing.assert_close(got, want, rtol=0, atol=1e-10)
 
 
@@ -234,7 +248,9 @@ def test_masks_are_selected_with_the_keys(anchors):
 # Left alone
 
 
-@pytest.mark.parametrize("kind", ["motion_unet", "svd_unet", "unet_3d", "i2vgen_unet", "latte"])
+@pytest.mark.parametrize(
+    "kind", ["motion_unet", "svd_unet", "unet_3d", "i2vgen_unet", "sparse_controlnet", "latte"]
+)
 def test_temporal_and_cross_attention_see_every_key(kind):
     model = built(kind, torch.float32)
     spatial = {f"{name}.attn1" for name in reference.spatial_blocks(model, kind)}

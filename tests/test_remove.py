@@ -17,6 +17,7 @@ import tiny
 from tokendown import NothingPatchedError, apply_patch, is_patched, remove_patch
 
 KINDS = sorted(reference.LEVELS)
+SIZES = {"dit": (8, 8), "kandinsky3": (8, 16)}
 OPTIONS = [
     {"factor": 2},
     {"factor": 2, "anchors": 0},
@@ -64,7 +65,7 @@ class Sandwich:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_remove_restores_every_family(kind):
-    before = Sandwich(getattr(tiny, kind)(), *((8, 8) if kind == "dit" else ()))
+    before = Sandwich(getattr(tiny, kind)(), *SIZES.get(kind, ()))
     patch = apply_patch(before.model, factor=2)
     before.assert_changed()
     patch.remove()

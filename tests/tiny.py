@@ -72,6 +72,16 @@ def shallow_unet(seed: int = 0, **options: Any) -> diffusers.UNet2DConditionMode
     )
 
 
+def mixed_unet(seed: int = 0) -> diffusers.UNet2DConditionModel:
+    """Text at downsampling 1 and in the middle; at 2 attention is given maps as well."""
+    return sd_unet(
+        seed,
+        block_out_channels=(8, 16),
+        down_block_types=("CrossAttnDownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "CrossAttnUpBlock2D"),
+    )
+
+
 def sdxl_unet(seed: int = 0, **options: Any) -> diffusers.UNet2DConditionModel:
     """Like SDXL: no attention at full resolution, self-attention at downsampling 2 and 4."""
     settings = {
@@ -124,6 +134,65 @@ def dreamlite_unet(seed: int = 0) -> diffusers.DreamLiteUNetModel:
             addition_embed_type="time",
             addition_time_embed_dim=4,
             projection_class_embeddings_input_dim=8,
+        ),
+        seed,
+    )
+
+
+def union_controlnet(seed: int = 0, **options: Any) -> diffusers.ControlNetUnionModel:
+    """For :func:`sdxl_unet`, of two kinds of conditions, mixed by a transformer of its own."""
+    settings = {
+        "block_out_channels": (8, 16, 16),
+        "layers_per_block": 1,
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        "transformer_layers_per_block": (1, 1, 2),
+        "cross_attention_dim": TEXT_DIM,
+        "attention_head_dim": (2, 2, 4),
+        "norm_num_groups": 4,
+        "use_linear_projection": True,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 4,
+        "projection_class_embeddings_input_dim": 6 * 4 + TEXT_DIM,
+        "conditioning_embedding_out_channels": (4, 8),  # two pixels a latent pixel
+        "num_control_type": 2,
+        "num_trans_channel": 8,
+        "num_trans_head": 2,
+        "num_proj_channel": 8,
+    }
+    return _build(lambda: diffusers.ControlNetUnionModel(**{**settings, **options}), seed)
+
+
+def sparse_controlnet(seed: int = 0) -> diffusers.SparseControlNetModel:
+    """For :func:`motion_unet`; spatial self-attention at downsampling 1, temporal everywhere."""
+    return _build(
+        lambda: diffusers.SparseControlNetModel(
+            block_out_channels=(8, 16),
+            layers_per_block=1,
+            down_block_types=("CrossAttnDownBlockMotion", "DownBlockMotion"),
+            cross_attention_dim=TEXT_DIM,
+            attention_head_dim=2,
+            motion_num_attention_heads=2,
+            motion_max_seq_length=8,
+            norm_num_groups=4,
+        ),
+        seed,
+    )
+
+
+def controlnet_xs(seed: int = 0) -> diffusers.UNetControlNetXSModel:
+    """A U-Net and its slim ControlNet in one; self-attention of both at downsampling 1 and 2."""
+    return _build(
+        lambda: diffusers.UNetControlNetXSModel(
+            sample_size=16,
+            block_out_channels=(8, 16),
+            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+            cross_attention_dim=TEXT_DIM,
+            num_attention_heads=2,
+            norm_num_groups=4,
+            ctrl_block_out_channels=(4, 8),
+            ctrl_num_attention_heads=2,
+            ctrl_conditioning_embedding_out_channels=(4, 8),  # two pixels a latent pixel
         ),
         seed,
     )
@@ -197,6 +266,66 @@ def i2vgen_unet(seed: int = 0) -> diffusers.I2VGenXLUNet:
             cross_attention_dim=TEXT_DIM,
             attention_head_dim=4,
             norm_num_groups=2,
+        ),
+        seed,
+    )
+
+
+def plain_unet(seed: int = 0, **options: Any) -> diffusers.UNet2DModel:
+    """No text; attention gets maps, normalises and flattens them, at downsampling 1 and 2."""
+    settings = {
+        "sample_size": 16,
+        "in_channels": 4,
+        "out_channels": 4,
+        "block_out_channels": (8, 16),
+        "layers_per_block": 1,
+        "down_block_types": ("AttnDownBlock2D",) * 2,
+        "up_block_types": ("AttnUpBlock2D",) * 2,
+        "attention_head_dim": 4,
+        "norm_num_groups": 4,
+        "mid_block_scale_factor": 2.0,
+        "num_class_embeds": 3,
+    }
+    return _build(lambda: diffusers.UNet2DModel(**{**settings, **options}), seed)
+
+
+def kandinsky3(seed: int = 0) -> diffusers.Kandinsky3UNet:
+    """Self-attention at downsampling 2, 4 and 8, at the ends of its blocks."""
+    return _build(
+        lambda: diffusers.Kandinsky3UNet(
+            time_embedding_dim=8,
+            groups=2,
+            attention_head_dim=4,
+            layers_per_block=2,
+            block_out_channels=(8, 16, 16, 16),
+            cross_attention_dim=TEXT_DIM,
+            encoder_hid_dim=TEXT_DIM,
+        ),
+        seed,
+    )
+
+
+def uvit(seed: int = 0) -> diffusers.UVit2DModel:
+    """aMUSEd: tokens of a codebook; a token of the transformer is 2 x 2 of them."""
+    return _build(
+        lambda: diffusers.UVit2DModel(
+            hidden_size=16,
+            cond_embed_dim=TEXT_DIM,
+            micro_cond_encode_dim=4,
+            micro_cond_embed_dim=20,
+            encoder_hidden_size=TEXT_DIM,
+            vocab_size=12,
+            codebook_size=8,
+            in_channels=8,
+            block_out_channels=8,
+            num_res_blocks=1,
+            downsample=True,
+            upsample=True,
+            block_num_heads=1,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=16,
+            sample_size=16,
         ),
         seed,
     )
@@ -301,24 +430,38 @@ def inputs(
             "encoder_hidden_states": noise(batch, 1, TEXT_DIM),
             "added_time_ids": noise(batch, 3),
         }
-    if kind in ("UNetMotionModel", "UNet3DConditionModel", "I2VGenXLUNet"):
+    if kind in ("UNetMotionModel", "UNet3DConditionModel", "I2VGenXLUNet", "SparseControlNetModel"):
         video = {
             "sample": noise(batch, 4, FRAMES, height, width),
             "timestep": time,
             "encoder_hidden_states": text,
         }
-        if kind == "UNetMotionModel":  # its pipeline repeats the prompt for every frame
+        if kind in ("UNetMotionModel", "SparseControlNetModel"):  # a prompt for every frame
             video["encoder_hidden_states"] = text.repeat_interleave(FRAMES, dim=0)
+        if kind == "SparseControlNetModel":
+            video["controlnet_cond"] = noise(batch, 4, FRAMES, height, width)
+            video["conditioning_mask"] = torch.ones_like(video["controlnet_cond"][:, :1])
         if kind == "I2VGenXLUNet":
             video["fps"] = time
             video["image_latents"] = noise(batch, 4, FRAMES, height, width)
             video["image_embeddings"] = noise(batch, TEXT_DIM)
         return video
-    image = {
-        "sample": noise(batch, 4, height, width),
-        "timestep": time,
-        "encoder_hidden_states": text,
-    }
+    if kind == "UVit2DModel":
+        ids = torch.randint(0, 12, (batch, height, width), generator=generator)
+        return {
+            "input_ids": ids.to(parameter.device),
+            "encoder_hidden_states": text,
+            "pooled_text_emb": text[:, 0],
+            "micro_conds": noise(batch, 5),
+        }
+    image = {"sample": noise(batch, 4, height, width), "timestep": time}
+    if kind == "UNet2DModel":
+        return {**image, "class_labels": torch.arange(batch, device=parameter.device)}
+    image["encoder_hidden_states"] = text
+    if kind == "Kandinsky3UNet":
+        mask = torch.ones_like(text[..., 0])
+        mask[0, -2:] = 0
+        return {**image, "encoder_attention_mask": mask}
     if model.config.addition_embed_type == "text_time":
         image["added_cond_kwargs"] = {
             "text_embeds": noise(batch, TEXT_DIM),
@@ -326,8 +469,12 @@ def inputs(
         }
     if model.config.addition_embed_type == "time":
         image["added_cond_kwargs"] = {"time_ids": noise(batch, 2)}
-    if kind == "ControlNetModel":
+    if "ControlNet" in kind:
         image["controlnet_cond"] = noise(batch, 3, 2 * height, 2 * width)
+    if kind == "ControlNetUnionModel":
+        image["controlnet_cond"] = [image["controlnet_cond"]]
+        image["control_type"] = noise(batch, 2)
+        image["control_type_idx"] = [1]
     return image
 
 

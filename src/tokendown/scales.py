@@ -13,11 +13,21 @@ _SPATIAL = ("vae_scale_factor_spatial", "vae_spatial_compression_ratio", "vae_sp
             "vae_scale_factor")  # fmt: skip
 _TEMPORAL = ("vae_scale_factor_temporal", "vae_temporal_compression_ratio",
              "vae_temporal_scale_factor")  # fmt: skip
+CODERS = ("vae", "vqvae", "movq")
 
 
 def spatial_scale(pipe: Any) -> int:
-    """Pixels a latent pixel, per side; 8 where the pipeline does not say, as Stable Diffusion."""
-    return _first(pipe, _SPATIAL) or 8
+    """Pixels a latent pixel, per side; 8 where nothing says it, as in Stable Diffusion."""
+    return _first(pipe, _SPATIAL) or _scale_of_coder(pipe) or 8
+
+
+def _scale_of_coder(pipe: Any) -> int | None:
+    """1 where a pipeline is made without a VAE: it works on pixels."""
+    if not hasattr(pipe, "components"):  # a denoiser on its own
+        return None
+    names = [name for name in CODERS if hasattr(pipe, name)]
+    coders = [coder for name in names if (coder := getattr(pipe, name)) is not None]
+    return scales_of_vae(coders[0].config)[0] if coders else None if names else 1
 
 
 def temporal_scale(pipe: Any) -> int:

@@ -136,6 +136,32 @@ def animatediff(folder: Path) -> Any:
     return pipe
 
 
+def sparse_control(folder: Path) -> Any:
+    """AnimateDiff with a ControlNet that sees some of the frames."""
+    pipe = diffusers.AnimateDiffSparseControlNetPipeline(
+        vae=tiny.vae(),
+        text_encoder=tiny.clip_text_model(),
+        tokenizer=tiny.clip_tokenizer(folder),
+        unet=tiny.motion_unet(),
+        motion_adapter=None,
+        controlnet=tiny.sparse_controlnet(),
+        scheduler=tiny.scheduler(),
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def controlnet_xs(folder: Path) -> Any:
+    """The pipeline puts the U-Net and the adapter together, as two parts of a new U-Net."""
+    unet = tiny.shallow_unet(layers_per_block=2)
+    adapter = diffusers.ControlNetXSAdapter.from_unet(
+        unet, size_ratio=1.0, conditioning_embedding_out_channels=(4, 8)
+    )
+    adapter = tiny._build(lambda: adapter)  # its zero convolutions would hide it
+    kind = "StableDiffusionControlNetXSPipeline"
+    return tiny.sd_pipeline(folder, kind=kind, unet=unet, controlnet=adapter)
+
+
 def stable_video() -> Any:
     """Stable Video Diffusion."""
     from transformers import (
@@ -207,6 +233,61 @@ def pixart_sigma() -> Any:
         vae=tiny.vae(),
         transformer=tiny.pixart(),
         scheduler=diffusers.DPMSolverMultistepScheduler(),
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def coder(**options: Any) -> diffusers.VQModel:
+    """Of a codebook; two pixels a latent pixel."""
+    settings = {
+        "block_out_channels": (4, 8),
+        "down_block_types": ("DownEncoderBlock2D",) * 2,
+        "up_block_types": ("UpDecoderBlock2D",) * 2,
+        "norm_num_groups": 2,
+        "num_vq_embeddings": 8,
+    }
+    return tiny._build(lambda: diffusers.VQModel(**{**settings, **options}))
+
+
+def kandinsky3() -> Any:
+    """Kandinsky 3 for ready-made text embeddings; eight pixels a latent pixel, whatever movq is."""
+    pipe = diffusers.Kandinsky3Pipeline(
+        tokenizer=None,
+        text_encoder=None,
+        unet=tiny.kandinsky3(),
+        scheduler=diffusers.DDPMScheduler(),
+        movq=coder(
+            latent_channels=4,
+            block_out_channels=(4,) * 4,
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+        ),
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def amused() -> Any:
+    """aMUSEd for ready-made text embeddings."""
+    pipe = diffusers.AmusedPipeline(
+        vqvae=coder(latent_channels=8),
+        tokenizer=None,
+        text_encoder=None,
+        transformer=tiny.uvit(),
+        scheduler=diffusers.AmusedScheduler(mask_token_id=11),
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def super_resolution() -> Any:
+    """Latent diffusion from a small picture: its channels come beside the noise."""
+    unet = tiny.plain_unet(
+        in_channels=6, out_channels=3, num_class_embeds=None, mid_block_scale_factor=1.0
+    )
+    pipe = diffusers.LDMSuperResolutionPipeline(
+        vqvae=coder(latent_channels=3), unet=unet, scheduler=tiny.scheduler()
     )
     pipe.set_progress_bar_config(disable=True)
     return pipe

@@ -45,12 +45,15 @@ class MaskedDense:
 
     def note_lengths(self, norm: nn.Module, args: tuple[Tensor, ...]) -> None:
         """The anchors are the longest tokens before the norm."""
-        self.lengths = args[0].detach().float().square().sum(-1).sqrt()
+        maps = args[0].ndim == 4  # [batch, channels, height, width]
+        lengths = args[0].detach().float().square().sum(1 if maps else -1).sqrt()
+        self.lengths = lengths.flatten(1)
 
     def __call__(
         self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, temb=None
     ):
-        found = self.grids.get(hidden_states.shape[1])
+        maps = hidden_states.ndim == 4
+        found = self.grids.get(prod(hidden_states.shape[2:]) if maps else hidden_states.shape[1])
         if found is None:
             return self.inner(attn, hidden_states, encoder_hidden_states, attention_mask)
         mask = self.mask(*found).to(hidden_states.dtype)
@@ -72,12 +75,15 @@ class MaskedDense:
 
 
 def self_attention(model: nn.Module) -> Iterator[tuple[nn.Module, nn.Module]]:
-    """Blocks of spatial tokens and their self-attention, found by name only."""
+    """Spatial self-attention and the norm before it, found by name only."""
+    others = ("motion_modules", "temporal", "temp_", "attention_blocks")
     for name, block in model.named_modules():
-        if hasattr(block, "attn1") and not any(
-            part in name for part in ("motion_modules", "temporal", "temp_")
-        ):
-            yield block, block.attn1
+        if hasattr(block, "attn1") and not any(part in name for part in others):
+            yield block.norm1, block.attn1
+        elif getattr(block, "group_norm", None) is not None and hasattr(block, "to_q"):
+            yield block, block  # the norm is inside
+        elif hasattr(block, "in_norm") and name.endswith("attentions.0"):
+            yield block.in_norm, block.attention
 
 
 @contextmanager
@@ -86,9 +92,9 @@ def oracle(
 ) -> Iterator[None]:
     """What a patch should do, by dense attention with a mask."""
     handles, processors = [], []
-    for block, attention in self_attention(model):
+    for norm, attention in self_attention(model):
         masked = MaskedDense(attention.processor, grids, anchors)
-        handles.append(block.norm1.register_forward_pre_hook(masked.note_lengths))
+        handles.append(norm.register_forward_pre_hook(masked.note_lengths))
         processors.append((attention, attention.processor))
         attention.processor = masked
     try:

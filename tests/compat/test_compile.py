@@ -65,6 +65,26 @@ def test_pixart_compiled_when_patched():
 
 
 @pytest.mark.compat(
+    "torch.compile, other families",
+    note="fullgraph; UNet2DModel, Kandinsky 3, aMUSEd, ControlNet Union, SparseCtrl, ControlNet-XS",
+)
+@pytest.mark.parametrize(
+    "kind",
+    ["plain_unet", "kandinsky3", "uvit", "union_controlnet", "sparse_controlnet", "controlnet_xs"],
+)
+@torch.no_grad()
+def test_families_compiled_when_patched(kind):
+    model = getattr(tiny, kind)()
+    dense = tiny.run(model, 16, 24)
+    with apply_patch(model, **PATCH):
+        want = tiny.run(model, 16, 24)  # tests/test_families.py says that this is right
+        compiled = torch.compile(model, fullgraph=True, backend="eager")
+        got = tiny.flatten(compiled(**tiny.inputs(model, 16, 24)))
+    assert_near(got, want)
+    assert (want - dense).abs().max() > 0.001
+
+
+@pytest.mark.compat(
     "torch.compile: patch and remove after compilation", note="and again with other options"
 )
 @torch.no_grad()

@@ -108,3 +108,23 @@ def test_ltx_with_conditions(frames):
 @pytest.mark.parametrize("kind", ["CogVideoXPipeline", "CogVideoXImageToVideoPipeline"])
 def test_cogvideox(kind):
     assert_follows(case(kind))
+
+
+@pytest.mark.compat("CosmosTextToWorldPipeline", note="with guidance; a stand-in for its guardrail")
+def test_cosmos():
+    assert_follows(case("CosmosTextToWorldPipeline"))
+
+
+@pytest.mark.compat("EasyAnimatePipeline", note="with guidance")
+def test_easyanimate():
+    assert_follows(case("EasyAnimatePipeline"))
+
+
+@pytest.mark.compat("ConsisIDPipeline", note="with the features of a face")
+def test_consisid():
+    assert_follows(case("ConsisIDPipeline"))
+
+
+@pytest.mark.compat("WanAnimatePipeline", note="poses and faces; the character as the first frame")
+def test_wan_animate():
+    assert_follows(case("WanAnimatePipeline"))

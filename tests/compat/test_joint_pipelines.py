@@ -90,3 +90,8 @@ def test_hunyuan_image():
 @pytest.mark.compat("Lumina2Pipeline", note="with guidance")
 def test_lumina2():
     assert_follows(case("Lumina2Pipeline"))
+
+
+@pytest.mark.compat("HunyuanDiTPipeline", note="with guidance, two masked texts")
+def test_hunyuan_dit():
+    assert_follows(case("HunyuanDiTPipeline"))

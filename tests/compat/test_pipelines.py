@@ -7,9 +7,10 @@ import pytest
 import torch
 from tests import tiny
 
-from tokendown import NothingPatchedError, apply_patch, is_patched
+from tokendown import NothingPatchedError, apply_patch, is_patched, summary
+from tokendown.models.blueprint import load_skeleton
 
-from .builders import dit, pixart_sigma, sdxl
+from .builders import amused, dit, kandinsky3, pixart_sigma, sdxl, super_resolution
 from .checks import ANCHORS, FACTORS, assert_composes, oracle
 
 SQUARE = {(12, 12): 2, (6, 6): 2}
@@ -141,3 +142,70 @@ def test_without_guidance(tokenizer_folder, images):
         )
 
     assert_composes(pipe, run, grids=SQUARE, factors=FACTORS)
+
+
+def scale_on_disk(pipe, folder):
+    """Pixels a latent pixel, from the configuration alone."""
+    pipe.save_pretrained(folder)
+    return load_skeleton(str(folder))[1]
+
+
+@pytest.mark.compat("DDPMPipeline", note="UNet2DModel on pixels, without text")
+def test_ddpm(tmp_path):
+    unet = tiny.plain_unet(num_class_embeds=None)
+    pipe = diffusers.DDPMPipeline(unet=unet, scheduler=diffusers.DDPMScheduler())
+    pipe.set_progress_bar_config(disable=True)
+
+    def run():
+        generator = torch.Generator().manual_seed(0)
+        return pipe(generator=generator, num_inference_steps=2, output_type="pt").images
+
+    assert_composes(pipe, run, grids={(16, 16): 2, (8, 8): 2})
+    assert summary(pipe, height=24, width=16).layers[0].grid == (24, 16)
+    assert scale_on_disk(pipe, tmp_path) == 1
+
+
+@pytest.mark.compat("LDMSuperResolutionPipeline", note="UNet2DModel on latents")
+def test_super_resolution(tmp_path):
+    pipe, picture = super_resolution(), torch.rand(1, 3, 16, 12)
+
+    def run():
+        generator = torch.Generator().manual_seed(0)
+        return pipe(picture, generator=generator, num_inference_steps=2, output_type="pt").images
+
+    assert_composes(pipe, run)
+    assert summary(pipe, height=32, width=24).layers[0].grid == (16, 12)
+    assert scale_on_disk(pipe, tmp_path) == 2
+
+
+@pytest.mark.compat("Kandinsky 3", note="with guidance; the source of keys is named in the call")
+def test_kandinsky_3():
+    pipe, text = kandinsky3(), torch.ones(1, tiny.TEXT_TOKENS, tiny.TEXT_DIM)
+    mask = torch.ones(1, tiny.TEXT_TOKENS)
+    given = {"prompt_embeds": text, "negative_prompt_embeds": -text}
+    given |= {"attention_mask": mask, "negative_attention_mask": mask}
+
+    def run():
+        generator = torch.Generator().manual_seed(0)
+        size = {"height": 128, "width": 192, "num_inference_steps": 2}
+        return pipe(**given, **size, generator=generator, output_type="latent").images
+
+    grids = {(8, 12): 2, (4, 6): 2}
+    assert_composes(pipe, run, grids=grids, factors={2: 2, 4: 2})
+    assert summary(pipe, height=128, width=192).layers[0].grid == (8, 12)
+
+
+@pytest.mark.compat("aMUSEd", note="masked tokens of a codebook, not noise")
+def test_amused():
+    pipe = amused()
+    text = torch.randn(1, tiny.TEXT_TOKENS, tiny.TEXT_DIM, generator=torch.Generator())
+    given = {"encoder_hidden_states": text, "negative_encoder_hidden_states": -text}
+    given |= {"prompt_embeds": text[:, 0], "negative_prompt_embeds": -text[:, 0]}
+
+    def run():
+        generator = torch.Generator().manual_seed(0)
+        size = {"height": 64, "width": 48, "num_inference_steps": 3}
+        return pipe(**given, **size, generator=generator, output_type="latent").images.float()
+
+    assert_composes(pipe, run, grids={(16, 12): 2}, factors={1: 2})
+    assert summary(pipe, height=64, width=48).layers[0].grid == (16, 12)

@@ -29,6 +29,11 @@ _PLAIN = ("AttnProcessor2_0", "FusedAttnProcessor2_0", "DreamLiteAttnProcessor2_
 PERTURBED = "perturbed-attention guidance needs every key"
 
 
+def as_tokens(x: Tensor) -> Tensor:
+    """[B, C, height, width] -> [B, height * width, C]; tokens as they are."""
+    return x.flatten(2).transpose(1, 2) if x.ndim == 4 else x
+
+
 class GridReader:
     """A forward pre-hook that notes (height, width) where a feature map is flattened.
 
@@ -94,7 +99,7 @@ class NormReader:
         tokens: Tensor = args[0] if args else next(iter(kwargs.values()))
         layer = self.layer
         if layer.active and layer.height and layer.factor(layer.grid) > 1:
-            layer.scores = vector_norm(tokens.detach())
+            layer.scores = vector_norm(as_tokens(tokens.detach()))
 
 
 class FewerKeys(ForwardIntercept):
@@ -118,10 +123,15 @@ class FewerKeys(ForwardIntercept):
         attention_mask: Tensor | None = None,
         **kwargs: Any,
     ) -> Tensor:
-        """[B, N, C] -> [B, N, C]; ``attention_mask`` is over the N keys, its last dimension."""
+        """[B, N, C] -> the same, and so with maps [B, C, height, width].
+
+        ``attention_mask`` is over the N keys, its last dimension.
+        """
         scores, self.layer.scores = self.layer.scores, None
-        if encoder_hidden_states is None and self.layer.active and why_dense(self.owner) is None:
-            selection = self._select(hidden_states, scores)
+        # Kandinsky 3 gives the tokens themselves
+        own = encoder_hidden_states is None or encoder_hidden_states is hidden_states
+        if own and self.layer.active and why_dense(self.owner) is None:
+            selection = self._select(as_tokens(hidden_states), scores)
             if selection.factor > 1:
                 return self._attend(hidden_states, selection, attention_mask, **kwargs)
         return self.original(  # type: ignore[no-any-return]
@@ -131,12 +141,12 @@ class FewerKeys(ForwardIntercept):
             **kwargs,
         )
 
-    def _select(self, hidden_states: Tensor, scores: Tensor | None) -> Selection:
+    def _select(self, tokens: Tensor, scores: Tensor | None) -> Selection:
         layer = self.layer
-        if layer.height * layer.width != hidden_states.shape[1]:
+        if layer.height * layer.width != tokens.shape[1]:
             raise GridError(
                 f"{layer.name}: expected {layer.height * layer.width} tokens for a "
-                f"{layer.height}x{layer.width} grid, got {hidden_states.shape[1]}; the grid is "
+                f"{layer.height}x{layer.width} grid, got {tokens.shape[1]}; the grid is "
                 "read when the whole denoiser runs, so call the denoiser, not this layer"
             )
         grid, rule = layer.grid, layer.rule
@@ -149,7 +159,7 @@ class FewerKeys(ForwardIntercept):
     def _attend(
         self, hidden_states: Tensor, selection: Selection, mask: Tensor | None, **kwargs: Any
     ) -> Tensor:
-        kept = selection.take(hidden_states)
+        kept = selection.take(key_source(self.owner, hidden_states))
         assert self.layer.rule is not None, "installed on layers with a rule only"
         bias = selection.bias(hidden_states) if self.layer.rule.multiplicity else None
         if mask is None and _takes_chosen_backend(self.owner):
@@ -168,6 +178,18 @@ class FewerKeys(ForwardIntercept):
         return self.original(  # type: ignore[no-any-return]
             hidden_states, encoder_hidden_states=kept, attention_mask=mask, **kwargs
         )
+
+
+def key_source(attention: Any, hidden_states: Tensor) -> Tensor:
+    """The tokens that keys and values are projected from, [B, N, C].
+
+    A processor normalises a map itself, but not keys that it is given.
+    """
+    tokens = as_tokens(hidden_states)
+    if attention.group_norm is None:
+        return tokens
+    normed: Tensor = attention.group_norm(tokens.transpose(1, 2))
+    return normed.transpose(1, 2)
 
 
 def why_dense(attention: Any) -> str | None:

@@ -25,17 +25,17 @@ from .refused import refusal
 
 @dataclass(frozen=True)
 class Site:
-    """A module that flattens a feature map, and the self-attention that sees the tokens.
+    """A module that is given a feature map, and the self-attention that sees the map's tokens.
 
     Args:
         flattens: its first argument is the map, [..., height, width].
-        blocks: dotted path of the blocks that follow, and the blocks.
+        attentions: that follow: dotted path, the norm before it, and the module.
         downsample: of its grid relative to the finest token grid of the model.
         patch_size: pixels of the map a token, per side.
     """
 
     flattens: nn.Module
-    blocks: list[tuple[str, Any]]
+    attentions: list[tuple[str, nn.Module, Any]]
     downsample: int
     patch_size: int = 1
 
@@ -46,31 +46,70 @@ def _unet_sites(model: Any) -> Iterator[Site]:
         if kind in ("TransformerSpatioTemporalModel", "DreamLiteTransformer2DModel") or (
             kind == "Transformer2DModel" and module.is_input_continuous
         ):
-            blocks = [
-                (f"{name}.transformer_blocks.{index}", block)
-                for index, block in enumerate(module.transformer_blocks)
-            ]
-            yield Site(module, blocks, _unet_downsample(model, name))
+            attentions = _of_blocks(f"{name}.transformer_blocks", module.transformer_blocks)
+            yield Site(module, attentions, _unet_downsample(model, name))
+        elif kind == "Attention" and _takes_maps(name, module):
+            yield Site(module, [(name, module, module)], _unet_downsample(model, name))
+
+
+def _of_blocks(path: str, blocks: Any) -> list[tuple[str, nn.Module, Any]]:
+    """The self-attention of diffusers' ``BasicTransformerBlock``."""
+    found = []
+    for index, block in enumerate(blocks):
+        # DreamLite has blocks without self-attention
+        if not getattr(block, "only_cross_attention", False) and block.attn1 is not None:
+            found.append((f"{path}.{index}.attn1", block.norm1, block.attn1))
+        if getattr(block, "double_self_attention", False):
+            found.append((f"{path}.{index}.attn2", block.norm2, block.attn2))
+    return found
+
+
+def _takes_maps(name: str, attention: Any) -> bool:
+    """Whether a U-Net gives a map to this ``Attention``, which flattens and normalises it."""
+    return (
+        name.rpartition(".")[0].endswith(".attentions")
+        and attention.added_kv_proj_dim is None
+        and attention.spatial_norm is None  # it would need the map of another module too
+    )
 
 
 def _unet_downsample(model: Any, name: str) -> int:
     """How often the map has been halved on the way to the module ``name``."""
     stage, _, rest = name.partition(".")
-    halvings = [block.downsamplers is not None for block in model.down_blocks]
+    halvings = [_scales(block, "downsamplers") for block in model.down_blocks]
     if stage == "down_blocks":
         return int(2 ** sum(halvings[: int(rest.split(".")[0])]))
     lowest = int(2 ** sum(halvings))
     if stage == "up_blocks":
-        doublings = [block.upsamplers is not None for block in model.up_blocks]
+        doublings = [_scales(block, "upsamplers") for block in model.up_blocks]
         return lowest // int(2 ** sum(doublings[: int(rest.split(".")[0])]))
     return lowest
 
 
+def _scales(block: Any, how: str) -> bool:
+    """Whether the map has another size behind a block; one of ControlNet-XS is two in one."""
+    return getattr(block, how, None) is not None or getattr(block, f"base_{how}", None) is not None
+
+
+def _kandinsky3_sites(model: Any) -> Iterator[Site]:
+    """The first attention of a block: on the map that comes in, or on the one that goes out."""
+    lowest = len(model.down_blocks) - 1
+    for path, blocks in (("down_blocks", model.down_blocks), ("up_blocks", model.up_blocks)):
+        for index, block in enumerate(blocks):
+            if block.self_attention:
+                level = index if path == "down_blocks" else lowest - index
+                first, name = block.attentions[0], f"{path}.{index}.attentions.0.attention"
+                yield Site(first, [(name, first.in_norm, first.attention)], 2**level)
+
+
+def _uvit_sites(model: Any) -> Iterator[Site]:
+    attentions = _of_blocks("transformer_layers", model.transformer_layers)
+    yield Site(model.down_block.res_blocks[-1], attentions, 1)  # the last to be given the map
+
+
 def _patch_transformer_sites(model: Any) -> Iterator[Site]:
-    blocks = [
-        (f"transformer_blocks.{i}", block) for i, block in enumerate(model.transformer_blocks)
-    ]
-    yield Site(model.pos_embed, blocks, 1, model.config.patch_size)
+    attentions = _of_blocks("transformer_blocks", model.transformer_blocks)
+    yield Site(model.pos_embed, attentions, 1, model.config.patch_size)
 
 
 _KEYS = (FewerKeys, JointKeys)
@@ -84,6 +123,12 @@ FAMILIES: dict[str, Callable[[Any], Iterator[Site]]] = {
     "I2VGenXLUNet": _unet_sites,
     "DreamLiteUNetModel": _unet_sites,
     "ControlNetModel": _unet_sites,
+    "ControlNetUnionModel": _unet_sites,
+    "SparseControlNetModel": _unet_sites,
+    "UNetControlNetXSModel": _unet_sites,
+    "UNet2DModel": _unet_sites,
+    "Kandinsky3UNet": _kandinsky3_sites,
+    "UVit2DModel": _uvit_sites,
     "PixArtTransformer2DModel": _patch_transformer_sites,
     "DiTTransformer2DModel": _patch_transformer_sites,
     "LatteTransformer3DModel": _patch_transformer_sites,  # frames are images of the batch
@@ -145,7 +190,7 @@ def make_plan(model: nn.Module, config: Options | None) -> Plan:
 def _classic_plan(model: nn.Module, config: Options | None) -> Plan:
     plan = Plan(config or PatchConfig(), [])
     for site in find_sites(model):
-        for name, _, attention in self_attention(site):
+        for name, _, attention in site.attentions:
             plan.layers.append(
                 Layer(
                     name,
@@ -167,7 +212,7 @@ def install(model: nn.Module, plan: Plan) -> None:
         return
     layers = {layer.name: layer for layer in plan.layers}
     for site in find_sites(model):
-        attentions = [(layers[name], norm, module) for name, norm, module in self_attention(site)]
+        attentions = [(layers[name], norm, module) for name, norm, module in site.attentions]
         reader = GridReader(plan, [layer for layer, _, _ in attentions], site.patch_size)
         site.flattens.register_forward_pre_hook(reader, with_kwargs=True)
         for layer, norm, attention in attentions:
@@ -208,17 +253,7 @@ def attentions(model: nn.Module) -> Iterator[tuple[str, nn.Module, Any]]:
             yield name, norm, attention
         return
     for site in find_sites(model):
-        yield from self_attention(site)
-
-
-def self_attention(site: Site) -> Iterator[tuple[str, nn.Module, Any]]:
-    """Name, the norm before it, and the module."""
-    for name, block in site.blocks:
-        # DreamLite has blocks without self-attention
-        if not getattr(block, "only_cross_attention", False) and block.attn1 is not None:
-            yield f"{name}.attn1", block.norm1, block.attn1
-        if getattr(block, "double_self_attention", False):
-            yield f"{name}.attn2", block.norm2, block.attn2
+        yield from site.attentions
 
 
 def _never(attention: Any) -> str | None:

@@ -15,7 +15,10 @@ _BY_VALUE = "it chooses tokens or experts by value, so that its cost is not know
 _CAUSAL = "its text sees text alone: one processor makes two attention calls, over other sequences"
 _TOKENS_FIRST = "its norms are given [tokens, batch], where no anchors can be found yet"
 _PACKED = "it packs several samples into one sequence, told apart by values"
-_NOT_BUILT = "no adapter was built and tested for it yet; tokendown.register_adapter adds one"
+_KEYS_OF_TWO_KINDS = (
+    "image tokens and text are one tensor of keys before attention is called, but the queries are "
+    "image tokens alone: neither way of patching describes that"
+)
 _BORROWS = (
     "it runs on embedders and refiners of the transformer, and has none of its own; patch that"
 )
@@ -40,7 +43,7 @@ REFUSED: dict[str, str] = {
     # no grid of image tokens
     "PriorTransformer": _NO_SELF_ATTENTION,
     "MotionAdapter": _PART,
-    "ControlNetXSAdapter": _PART,
+    "ControlNetXSAdapter": "the U-Net of its pipeline holds a copy of it, patched with the U-Net",
     "DreamLiteTransformer2DModel": _PART,
     "Transformer2DModel": _PART,
     "TransformerTemporalModel": _PART,
@@ -62,6 +65,7 @@ REFUSED: dict[str, str] = {
     "PRXTransformer2DModel": _NAMES,
     "JoyImageEditTransformer3DModel": _NAMES,
     "HunyuanVideo15Transformer3DModel": _BY_VALUE,
+    "StableCascadeUNet": _KEYS_OF_TWO_KINDS,
     "HiDreamImageTransformer2DModel": _BY_VALUE,
     "NucleusMoEImageTransformer2DModel": _BY_VALUE,
     "Cosmos3OmniTransformer": _CAUSAL,
@@ -74,19 +78,6 @@ REFUSED: dict[str, str] = {
     "HunyuanVideoFramepackTransformer3DModel": _HISTORY,
     "HeliosTransformer3DModel": _HISTORY,
     "JoyImageEditPlusTransformer3DModel": _HISTORY,
-    # nothing known against it
-    **dict.fromkeys(
-        (
-            "ControlNetUnionModel",
-            "Kandinsky3UNet",
-            "SparseControlNetModel",
-            "StableCascadeUNet",
-            "UNet2DModel",
-            "UNetControlNetXSModel",
-            "UVit2DModel",
-        ),
-        _NOT_BUILT,
-    ),
 }
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..grid import Grid
+from .classic import as_tokens
 from .families import install, make_plan
 from .inputs import denoiser_inputs, token_shapes
 from .joint import JointPlan
@@ -125,4 +126,4 @@ def _note_size(
     hidden = args[0] if args else kwargs["hidden_states"]
     text = kwargs.get("encoder_hidden_states", args[1] if len(args) > 1 else None)
     others = 0 if text is None or text is hidden else text.shape[1]
-    sizes[name] = (hidden.shape[0], hidden.shape[1] + others)
+    sizes[name] = (hidden.shape[0], as_tokens(hidden).shape[1] + others)

@@ -23,6 +23,7 @@ COGVIDEOX_FRAMES = 13  # latent frames of 49 frames
 COGVIEW_TOKENS = 224
 ALLEGRO_FRAMES = 22  # latent frames of 88 frames
 MOTIF_FRAMES = 31  # latent frames of 121 frames
+VISION_TOKENS = 577  # of EVA-CLIP at 336 pixels, a class token first
 
 
 def _pixart(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, Any]:
@@ -95,8 +96,8 @@ def _qwen_image(config: Any, zeros: Zeros, height: int, width: int) -> dict[str,
     }
 
 
-def _wan(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, Any]:
-    frames = zeros.asked or WAN_FRAMES
+def _wan(config: Any, zeros: Zeros, height: int, width: int, more: int = 0) -> dict[str, Any]:
+    frames = (zeros.asked or WAN_FRAMES) + more
     inputs = {
         "hidden_states": zeros(config.in_channels, frames, height, width),
         "encoder_hidden_states": zeros(T5_TOKENS, config.text_dim),
@@ -120,8 +121,8 @@ def _anyflow(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, An
 
 
 def _wan_animate(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, Any]:
-    inputs = _wan(config, zeros, height, width)
-    moving = inputs["hidden_states"].shape[2] - 1  # the first latent frame is the character
+    inputs = _wan(config, zeros, height, width, more=1)  # the first latent frame is the character
+    moving = inputs["hidden_states"].shape[2] - 1
     side = config.motion_encoder_size
     return {
         **inputs,
@@ -264,13 +265,15 @@ def _cogvideox(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, 
 
 
 def _consisid(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, Any]:
-    if config.is_train_face:
-        raise UnsupportedModelError("no example inputs are known for the features of a face")
-    return {
+    inputs: dict[str, Any] = {
         "hidden_states": zeros(zeros.asked or COGVIDEOX_FRAMES, config.in_channels, height, width),
         "encoder_hidden_states": zeros(config.max_text_seq_length, config.text_embed_dim),
         "timestep": zeros(),
     }
+    if config.is_train_face:
+        layers = [zeros(VISION_TOKENS, config.LFE_vit_dim) for _ in range(config.LFE_num_scale)]
+        inputs |= {"id_cond": zeros(config.LFE_id_dim), "id_vit_hidden": layers}
+    return inputs
 
 
 def _easyanimate(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, Any]:

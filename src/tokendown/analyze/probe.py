@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .._errors import ConfigError, UnsupportedModelError
 from ..adapters import families
+from ..adapters.classic import as_tokens, key_source
 from ..adapters.joint import JointLayer, JointPlan, check
 from ..adapters.plan import Layer
 from ..attention import vector_norm
@@ -67,12 +68,12 @@ class LayerProbe:
 
     def note_scores(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         tokens = args[0] if args else next(iter(kwargs.values()))
-        self.scores = vector_norm(tokens)
+        self.scores = vector_norm(as_tokens(tokens))
 
     @torch.no_grad()
     def before_classic(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A forward pre-hook on a classic module."""
-        tokens: Tensor = args[0] if args else kwargs["hidden_states"]
+        tokens = key_source(self.attention, args[0] if args else kwargs["hidden_states"])
         grid = self.layer.grid
         scores = vector_norm(tokens) if self.scores is None else self.scores
         call = ClassicCall(self.attention, tokens, scores, grid, self.queries)

@@ -9,7 +9,7 @@ from typing import Any
 
 from .._errors import LoadError
 from ..adapters.skeleton import build_on_meta
-from ..scales import scales_of_vae
+from ..scales import CODERS, scales_of_vae
 from . import builtin
 from .sources import first_line, kind_of, need_diffusers
 
@@ -22,7 +22,8 @@ def load_skeleton(model: str = builtin.NAME) -> tuple[Any, int | None]:
             ``transformer/config.json``, or the folder of a denoiser.
 
     Returns:
-        The denoiser, and pixels a latent pixel per side (None where no VAE tells).
+        The denoiser, and pixels a latent pixel per side: 1 for a pipeline without a VAE, None where
+        nothing tells.
 
     Raises:
         LoadError: no such configuration.
@@ -39,8 +40,7 @@ def load_skeleton(model: str = builtin.NAME) -> tuple[Any, int | None]:
     for name in ("unet", "transformer", None):
         settings = _config(source, kind, name)
         if settings is not None:
-            scale = _vae_scales(_config(source, kind, "vae"))[0] if name else None
-            return _on_meta(settings, model), scale
+            return _on_meta(settings, model), _spatial_scale(source, kind) if name else None
     where = "unet/config.json or transformer/config.json"
     raise LoadError(f"no {where} in {model}")
 
@@ -56,12 +56,23 @@ def frame_scale(model: str) -> int | None:
     return _vae_scales(_config(model, kind_of(model), "vae"))[1]
 
 
+def _spatial_scale(source: str, kind: str) -> int | None:
+    for name in CODERS:
+        settings = _config(source, kind, name)
+        if settings is not None:
+            return _vae_scales(settings)[0]
+    index = _read(source, kind, "model_index.json")
+    return 1 if index and not set(CODERS) & set(index) else None
+
+
 def _config(source: str, kind: str, part: str | None) -> dict[str, Any] | None:
     """``config.json`` of one part, or None where there is none."""
-    if kind == "hub":
-        path = _from_hub(source, f"{part}/config.json" if part else "config.json")
-    else:
-        path = Path(source).expanduser() / (part or "") / "config.json"
+    return _read(source, kind, f"{part}/config.json" if part else "config.json")
+
+
+def _read(source: str, kind: str, name: str) -> dict[str, Any] | None:
+    """A file of a folder or of the Hub, or None where there is none."""
+    path = _from_hub(source, name) if kind == "hub" else Path(source).expanduser() / name
     if path is None or not path.is_file():
         return None
     try:
