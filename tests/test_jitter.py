@@ -21,12 +21,12 @@ from joint_reference import Want
 from tokendown import ConfigError, PatchConfig, apply_patch
 from tokendown.jitter import Place
 
-# Bayer's matrix as it is published: the number of a place is the step that takes it.
+# Bayer's matrix as it is published: step 0 takes the place with the number 1, and so on.
 BAYER = [[0, 8, 2, 10], [12, 4, 14, 6], [3, 11, 1, 9], [15, 7, 13, 5]]
-PLACES = {step: (r, c) for r, row in enumerate(BAYER) for c, step in enumerate(row)}
+PLACES = {number - 1: (r, c) for r, row in enumerate(BAYER) for c, number in enumerate(row)}
 
 
-@pytest.mark.parametrize("step", range(16))
+@pytest.mark.parametrize("step", range(-1, 15))
 def test_the_order_is_bayers(step):
     index = Place.at(step).index(8, 12, 4, torch.device("cpu"))
     assert torch.equal(index, reference.kept_keys(8, 12, 4, PLACES[step]).nonzero()[:, 0])
@@ -113,7 +113,7 @@ def test_masks_follow_the_kept_tokens():
     x, mask = torch.randn(2, 54, layer.query_dim).double(), torch.randn(2, 1, 54).double()
     patch = apply_patch(unet, factor=2, anchors=0)
     tiny.run(unet, 6, 9)  # the grid is read
-    patch.set_progress(1, 4)
+    patch.set_progress(0, 4)
     got = layer(x, attention_mask=mask)
     patch.remove()
     dropped = ~reference.kept_keys(6, 9, 2, (1, 1))
@@ -154,7 +154,7 @@ def test_a_pipeline_goes_through_the_places_and_begins_anew(folder):
     with apply_patch(pipe, factor=2, anchors=0):
         first = picture(5)
         width = math.isqrt(len(seen.tokens))
-        assert seen.places == [0, width + 1, 1, width, 0]
+        assert seen.places == [width + 1, 1, width, 0, width + 1]
         assert torch.equal(picture(5), first)
         fresh = tiny.run(pipe.unet, width, width)
     with apply_patch(pipe, factor=2, anchors=0):

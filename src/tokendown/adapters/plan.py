@@ -144,7 +144,7 @@ class Clock:
     running: bool = False
     active: bool = False
     detached: bool = False
-    place: Place = field(default_factory=lambda: Place.at(0))
+    place: Place = field(default_factory=lambda: Place.at(-1))
 
     @property
     def whole(self) -> bool:
@@ -154,7 +154,7 @@ class Clock:
     def set(self, step: int, steps: int) -> None:
         self.step, self.steps = step, steps
         self.running = step < steps
-        self.place = Place.at(step if self.running else 0)
+        self.place = Place.at(step if self.running else -1)
         self.active = self.running and self.start <= step / steps < self.stop
 
 
