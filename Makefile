@@ -36,6 +36,7 @@ paper: setup
 	$(BIN)/python -m paper.sinks $(if $(QUICK),$(QUICK),--rounds 3 --json paper/results/sinks.json)
 	$(BIN)/python -m paper.terrain_table $(QUICK)
 	$(BIN)/python -m paper.levels $(QUICK)
+	$(BIN)/python -m paper.jitter $(QUICK)
 	$(BIN)/python -m paper.caches $(QUICK)
 	$(BIN)/python -m paper.table1 $(QUICK)
 	$(BIN)/python -m paper.figure4 $(if $(QUICK),$(QUICK),--prompts 2)

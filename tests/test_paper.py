@@ -20,7 +20,7 @@ ROOT = Path(__file__).parent.parent
 @pytest.mark.slow
 @pytest.mark.weights
 @pytest.mark.parametrize(
-    "script", ["sinks", "terrain_table", "levels", "table1", "figure4", "caches"]
+    "script", ["sinks", "terrain_table", "levels", "jitter", "table1", "figure4", "caches"]
 )
 def test_script(script):
     before = files()

@@ -1,0 +1,112 @@
+"""Which token of a cell to keep at which step: orders of jitter, beside grids that stand still.
+
+    python -m paper.jitter             # the built-in model; paper/results/jitter.json and .md
+    python -m paper.jitter --quick     # under a minute, fewer of everything, no file
+
+Every order keeps one token of each cell at a step, so that all cost the same. Error: mean squared
+difference of the final latents over the variance of the dense ones, mean (lowest to highest
+picture); no anchors.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from statistics import fmean
+
+import torch
+from paper.levels import errors, latents
+from paper.report import RESULTS, environment, markdown, write
+from paper.table1 import PROMPTS
+
+from tokendown import PatchConfig, apply_patch
+from tokendown import generate as gen
+from tokendown.jitter import Place
+from tokendown.models import builtin
+
+FACTORS = (2, 4, 8)
+CORNERS = ((0, 0), (15, 15), (0, 15), (15, 0))
+PLASTIC = 1.324717957244746  # of the R2 sequence (M. Roberts 2018)
+_ours = Place.at
+
+
+def _bayer_from_the_top_left(step: int) -> tuple[int, int]:
+    place = _ours(step - 1)
+    return int(place.down), int(place.right)
+
+
+def _at_random(step: int) -> tuple[int, int]:
+    rng = random.Random(step)
+    return rng.randrange(16), rng.randrange(16)
+
+
+# Step to row and column in sixteenths of a cell.
+ORDERS: dict[str, Callable[[int], tuple[int, int]]] = {
+    "top left at all steps (ToDo)": lambda step: (0, 0),
+    "centre at all steps": lambda step: (8, 8),
+    "two opposite corners": lambda step: CORNERS[step % 2],
+    "four corners": lambda step: CORNERS[step % 4],
+    "at random": _at_random,
+    "R2 sequence": lambda step: (int(step / PLASTIC % 1 * 16), int(step / PLASTIC**2 % 1 * 16)),
+    "Bayer's matrix from its first place": _bayer_from_the_top_left,
+    "Bayer's matrix from its second place (jitter)": lambda step: _bayer_from_the_top_left(
+        step + 1
+    ),
+}
+
+
+@contextmanager
+def order(chosen: Callable[[int], tuple[int, int]]) -> Iterator[None]:
+    """Jitter goes in this order."""
+
+    def at(step: int) -> Place:
+        return Place(*(torch.tensor(number, device="cpu") for number in chosen(max(step, 0))))
+
+    ours = Place.__dict__["at"]
+    Place.at = staticmethod(at)  # type: ignore[assignment, method-assign]
+    try:
+        yield
+    finally:
+        Place.at = ours  # type: ignore[method-assign]
+
+
+def main() -> None:
+    """Measures, prints and writes."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--count", type=int, default=4, help="of the prompts")
+    parser.add_argument("--quick", action="store_true", help="a trial of the script; no file")
+    a = parser.parse_args()
+    factors = FACTORS
+    if a.quick:
+        a.steps, a.count, factors = 1, 1, (2,)
+    pipe, request = gen.open_pipeline(gen.Request(steps=a.steps, config=None))
+    pipe.set_progress_bar_config(disable=True)
+    prompts = PROMPTS[: a.count]
+    dense = latents(pipe, request, prompts)
+    rows = []
+    for name, chosen in ORDERS.items():
+        for factor in factors:
+            with order(chosen), apply_patch(pipe, PatchConfig(factor=factor, anchors=0)):
+                found = errors(latents(pipe, request, prompts), dense)
+            rows.append({"order": name, "factor": factor, "errors": found})
+            print(f"{name}, factor {factor}: {fmean(found):.2g}", flush=True)
+    lines = [
+        [name, *(_cell(row["errors"]) for row in rows if row["order"] == name)] for name in ORDERS
+    ]
+    table = markdown(["kept token of a cell", *(f"factor {factor}" for factor in factors)], lines)
+    print(table)
+    if not a.quick:
+        record = {"model": builtin.NAME, "size": request.width, "steps": a.steps,
+                  "prompts": list(prompts), "environment": environment(), "rows": rows}  # fmt: skip
+        write(RESULTS / "jitter.json", record, table)
+
+
+def _cell(found: list[float]) -> str:
+    return f"{fmean(found):.2g} ({min(found):.2g} to {max(found):.2g})"
+
+
+if __name__ == "__main__":
+    main()
