@@ -124,6 +124,7 @@ CPU = Config(
     stages=(
         Stage(1500, 2e-3, 1e-3, _half_size(24)),
         Stage(1400, 1e-3, 5e-5, _full_size(6)),
+        Stage(1200, 1e-3, 2e-5, _full_size(6)),
     ),
 )
 
