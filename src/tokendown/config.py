@@ -12,6 +12,12 @@ Preset = Literal["auto", "paper"]
 Method = Literal["nearest", "mean", "jitter"]
 CellMethod = Literal["nearest", "mean"]  # of one call, which knows no steps
 
+
+def cells_of(method: Method) -> CellMethod:
+    """What a method takes of a cell at one step."""
+    return "mean" if method == "mean" else "nearest"
+
+
 # The published set-up always leaves 4096 keys of a square image: factor 2, 3, 4 at 1024, 1536 and
 # 2048 pixels of Stable Diffusion 1.5. Source: arXiv:2402.13573 and its authors' public demo.
 PAPER_BUDGET = 4096

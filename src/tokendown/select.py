@@ -17,7 +17,6 @@ from torch.nn import functional
 from ._errors import GridError
 from .config import CellMethod
 from .grid import Grid
-from .jitter import Place
 
 
 @dataclass(frozen=True)
@@ -29,14 +28,14 @@ class Selection:
         factor: linear, >= 1.
         method: "nearest" or "mean", see :func:`select_tokens`.
         anchors: indices of tokens kept besides the grid, [..., A], or None.
-        place: of the kept token in its cell, with "nearest"; None is the top left.
+        index: of the kept tokens, [M], with "nearest"; None is the top left of every cell.
     """
 
     grid: Grid
     factor: int
     method: CellMethod = "nearest"
     anchors: Tensor | None = None
-    place: Place | None = None
+    index: Tensor | None = None
 
     def take(self, x: Tensor) -> Tensor:
         """[..., N, C] -> [..., M + A, C]; leading dimensions as those of the anchors."""
@@ -96,10 +95,9 @@ class Selection:
 
     def _on_grid(self, x: Tensor) -> Tensor:
         """[..., N, C] -> [..., M, C]"""
-        if self.place is None or self.factor == 1:
+        if self.index is None:
             return select_tokens(x, self.grid, self.factor, self.method)
-        index = self.place.index(self.grid.height, self.grid.width, self.factor, x.device)
-        return x.index_select(-2, index)
+        return x.index_select(-2, self.index)
 
 
 def select(
@@ -109,7 +107,7 @@ def select(
     *,
     anchors: int = 0,
     method: CellMethod = "nearest",
-    place: Place | None = None,
+    index: Tensor | None = None,
 ) -> Selection:
     """Chooses the anchors: the highest scores that are not on the coarse grid anyway.
 
@@ -119,21 +117,20 @@ def select(
         factor: linear, >= 1.
         anchors: how many, >= 0; fewer where fewer tokens are off the grid.
         method: with "mean" no token itself is on the grid, so every token may be an anchor.
-        place: of the kept token in its cell, with "nearest"; None is the top left.
+        index: of the kept tokens, [M], with "nearest"; None is the top left of every cell.
     """
     count = kept_tokens(grid, factor, anchors, method) - grid.coarse(factor).tokens
     if count == 0 or scores is None:
-        return Selection(grid, factor, method, place=place)
+        return Selection(grid, factor, method, index=index)
     scores = scores.detach()
-    if place is not None:
-        kept = place.index(grid.height, grid.width, factor, scores.device)
-        scores = scores.index_fill(-1, kept, -torch.inf)
+    if index is not None:
+        scores = scores.index_fill(-1, index, -torch.inf)
     elif method == "nearest":
         scores = scores.clone()
         cells = scores.unflatten(-1, (grid.height, grid.width))
         cells[..., ::factor, ::factor] = -torch.inf
     found = scores.topk(count, dim=-1, sorted=False).indices
-    return Selection(grid, factor, method, found, place)
+    return Selection(grid, factor, method, found, index)
 
 
 def kept_tokens(grid: Grid, factor: int, anchors: int, method: CellMethod = "nearest") -> int:

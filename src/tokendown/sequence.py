@@ -8,7 +8,7 @@ order: exact tokens before, the boxes, anchors, exact tokens after.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import ceil, log
 
 import torch
@@ -28,7 +28,7 @@ class Box:
         width: tokens.
         factor: linear, in height and width, >= 1.
         temporal: one of so many frames is kept, >= 1.
-        place: of the kept token in its cell; None is the top left.
+        index: of the kept tokens, [kept]; None is the top left of every cell.
     """
 
     frames: int
@@ -36,7 +36,7 @@ class Box:
     width: int
     factor: int = 1
     temporal: int = 1
-    place: Place | None = field(default=None, compare=False)
+    index: Tensor | None = field(default=None, compare=False)
 
     @property
     def grid(self) -> Grid:
@@ -57,16 +57,25 @@ class Box:
         """How many original tokens a kept one stands for."""
         return self.temporal * self.factor**2
 
+    def at(self, place: Place | None, device: torch.device) -> Box:
+        """The same with its kept tokens at a place in their cells; None is the top left."""
+        if place is None or self.factor == 1:
+            return self
+        one = place.index(self.height, self.width, self.factor, device)
+        frames = torch.arange(0, self.frames, self.temporal, device=device)
+        index = (frames[:, None] * (self.height * self.width) + one).flatten()
+        return replace(self, index=index)
+
     def take(self, x: Tensor, dim: int) -> Tensor:
         """Keeps ``kept`` of the ``tokens`` entries of a dimension."""
-        if self.place is not None and self.factor > 1:
-            return x.index_select(dim, self._index(self.place, x.device))
+        if self.index is not None:
+            return x.index_select(dim, self.index)
         return self._strided(x, dim).flatten(dim, dim + 2)
 
     def put(self, full: Tensor, kept: Tensor) -> None:
         """The inverse along dimension 1, in place: ``full`` has ``tokens`` entries there."""
-        if self.place is not None and self.factor > 1:
-            full.index_copy_(1, self._index(self.place, full.device), kept)
+        if self.index is not None:
+            full.index_copy_(1, self.index, kept)
         else:
             target = self._strided(full, 1)
             target.copy_(kept.unflatten(1, target.shape[1:4]))
@@ -77,12 +86,6 @@ class Box:
         cells = [slice(None, None, step) for step in (self.temporal, self.factor, self.factor)]
         kept: Tensor = maps[tuple([slice(None)] * dim + cells)]
         return kept
-
-    def _index(self, place: Place, device: torch.device) -> Tensor:
-        """The kept tokens of all kept frames, [kept]."""
-        one = place.index(self.height, self.width, self.factor, device)
-        frames = torch.arange(0, self.frames, self.temporal, device=device)
-        return (frames[:, None] * (self.height * self.width) + one).flatten()
 
 
 @dataclass(frozen=True)

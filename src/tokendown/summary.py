@@ -240,7 +240,7 @@ def layer_at(plan: Plan, layer: Layer, cost: Cost) -> LayerSummary:
         )
     else:
         image = seen.grid.tokens
-        keys = image if rule is None else kept_tokens(seen.grid, factor, rule.anchors, rule.method)
+        keys = image if rule is None else kept_tokens(seen.grid, factor, rule.anchors, rule.cells)
         before, after = (
             seen.batch
             * self_attention_flops(image, kept, layer.channels, layer.inner_dim, layer.key_width)

@@ -151,9 +151,12 @@ class FewerKeys(ForwardIntercept):
             )
         grid, rule = layer.grid, layer.rule
         assert rule is not None, "installed on layers with a rule only"
+        factor, place = rule.factor(grid), layer.place
+        index = None
+        if place is not None and factor > 1:
+            index = place.index(grid.height, grid.width, factor, tokens.device)
         return select(
-            scores, grid, rule.factor(grid),
-            anchors=rule.anchors, method=rule.method, place=layer.place,
+            scores, grid, factor, anchors=rule.anchors, method=rule.cells, index=index
         )  # fmt: skip
 
     def _attend(

@@ -73,8 +73,8 @@ class JointPlan(Plan):
         others = others if layer.references else []
         rule = layer.rule or Rule(fixed=1)
         factor, temporal = rule.factor(Grid(height, width)), min(rule.temporal, frames)
-        main = Box(frames, height, width, factor, temporal, layer.place)
-        boxes = (main, *(Box(*shape, rule.references, place=layer.place) for shape in others))
+        main = Box(frames, height, width, factor, temporal)
+        boxes = (main, *(Box(*shape, rule.references) for shape in others))
         if ranks == 1 or all(box.kept == box.tokens for box in boxes):
             return boxes
         if others:
@@ -95,10 +95,10 @@ def _shard(box: Box, ranks: int) -> Box:
     """
     rows, rest = divmod(box.frames * box.height, ranks)
     if rest == 0 and rows % box.height == 0 and (rows // box.height) % box.temporal == 0:
-        return Box(rows // box.height, box.height, box.width, box.factor, box.temporal, box.place)
+        return Box(rows // box.height, box.height, box.width, box.factor, box.temporal)
     if rest == rows % box.factor == box.height % box.factor == 0 and box.temporal == 1:
         # Where frames are whole cells high, kept rows are equally far apart across frames too.
-        return Box(1, rows, box.width, box.factor, place=box.place)
+        return Box(1, rows, box.width, box.factor)
     step = ranks * box.factor
     raise GridError(
         f"{ranks} ranks cannot share {box.frames} x {box.height} rows of tokens at factor "
@@ -277,7 +277,8 @@ class JointKeys(JointAttention):
         boxes = self.boxes(ranks)
         if all(box.kept == box.tokens for box in boxes):
             return None
-        sequence = self.among(boxes, named)
+        place, device = self.layer.place, named["hidden_states"].device
+        sequence = self.among(tuple(box.at(place, device) for box in boxes), named)
         if scores is None or not rule.anchors:
             return sequence
         return sequence.with_anchors(scores, -(-rule.anchors // ranks))

@@ -8,12 +8,11 @@ one graph.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from torch import Tensor
 
 from .._errors import ConfigError, NothingPatchedError, UnsupportedModelError
-from ..config import CellMethod, Method, PatchConfig
+from ..config import CellMethod, Method, PatchConfig, cells_of
 from ..grid import Grid
 from ..jitter import Place
 from ..tuned import Options, TunedPlan
@@ -84,8 +83,8 @@ class Layer:
     @property
     def place(self) -> Place | None:
         """Of the kept token in its cell; None is the top left."""
-        moves = self.rule is not None and self.rule.jitter and self.clock is not None
-        return self.clock.place if moves and self.clock is not None else None
+        moves = self.rule is not None and self.rule.jitter
+        return self.clock.place if moves and self.clock else None
 
 
 @dataclass(frozen=True)
@@ -96,8 +95,7 @@ class Rule:
         fixed: linear factor, or None.
         budget: most grid keys, where no factor is fixed.
         anchors: kept besides the grid.
-        method: of taking the grid.
-        jitter: whether the kept token of a cell is another one at every step.
+        method: of taking the grid, see :class:`tokendown.PatchConfig`.
         window: fractions of the schedule between which the layer is coarse.
         multiplicity: whether a kept key counts as often as it stands for a token.
         references: linear factor of reference pictures in the same sequence.
@@ -107,8 +105,7 @@ class Rule:
     fixed: int | None = None
     budget: int = 1
     anchors: int = 0
-    method: CellMethod = "nearest"
-    jitter: bool = False
+    method: Method = "nearest"
     window: tuple[float, float] = (0.0, 1.0)
     multiplicity: bool = True
     references: int = 1
@@ -116,6 +113,16 @@ class Rule:
 
     def __str__(self) -> str:
         return f"at most {self.budget} keys" if self.fixed is None else f"factor {self.fixed}"
+
+    @property
+    def cells(self) -> CellMethod:
+        """What is taken of a cell at one step."""
+        return cells_of(self.method)
+
+    @property
+    def jitter(self) -> bool:
+        """Whether the kept token of a cell is another one at every step."""
+        return self.method == "jitter"
 
     def factor(self, grid: Grid) -> int:
         return grid.factor_for(self.budget) if self.fixed is None else self.fixed
@@ -225,7 +232,7 @@ def _follow_tuned(plan: Plan, tuned: TunedPlan, classes: list[str]) -> None:
         else:
             window = (choice.start, choice.stop)
             layer.rule = Rule(
-                choice.factor, anchors=choice.anchors, **_way(choice.method), window=window
+                choice.factor, anchors=choice.anchors, method=choice.method, window=window
             )
     if not plan.patched:
         raise NothingPatchedError("this plan leaves every layer of the model dense")
@@ -259,7 +266,7 @@ def _wanted(config: PatchConfig, found: dict[int, int]) -> dict[int, Rule]:
     assert config.anchors is not None, "PatchConfig fills it in"
     assert config.method is not None, "PatchConfig fills it in"
     rule = Rule(
-        None, config.budget, config.anchors, **_way(config.method),
+        None, config.budget, config.anchors, config.method,
         window=(config.start, config.stop), multiplicity=config.multiplicity,
         references=config.references, temporal=config.temporal_factor,
     )  # fmt: skip
@@ -268,11 +275,6 @@ def _wanted(config: PatchConfig, found: dict[int, int]) -> dict[int, Rule]:
     if config.factor is not None:
         return {level: replace(rule, fixed=factor) for level, factor in config.factor.items()}
     return dict.fromkeys([1] if config.preset == "paper" else found, rule)
-
-
-def _way(method: Method) -> Any:
-    """A user's method as fields of a rule."""
-    return {"method": "mean" if method == "mean" else "nearest", "jitter": method == "jitter"}
 
 
 def _levels(layers: list[Layer]) -> dict[int, int]:

@@ -190,7 +190,7 @@ def _patched(name: str, config: Options, scene: Scene) -> Method:
     if anchors:
         detail += f", {' or '.join(map(str, anchors))} anchors"
     keys = {
-        layer.name: kept_tokens(grids[layer], layer.factor(grids[layer]), rule.anchors, rule.method)
+        layer.name: kept_tokens(grids[layer], layer.factor(grids[layer]), rule.anchors, rule.cells)
         for layer, rule in rules.items()
     }
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..analyze import Analysis, LayerAnalysis
 from ..analyze.measures import DENSE, Candidate
-from ..config import CellMethod, PatchConfig
+from ..config import PatchConfig, cells_of
 from ..patch import apply_patch
 from ..request import Request
 from ..sampling import Picture, sample
@@ -77,8 +77,10 @@ def choice_of(layer: LayerAnalysis, candidate: Candidate, window: Window) -> Lay
 
 def candidate_of(choice: LayerChoice | PatchConfig, factor: int) -> Candidate:
     """What a choice was measured as, at a factor."""
-    cells: CellMethod = "mean" if choice.method == "mean" else "nearest"
-    return Candidate(factor, choice.anchors or 0, cells) if factor > 1 else DENSE
+    if factor == 1:
+        return DENSE
+    assert choice.method is not None, "PatchConfig fills it in"
+    return Candidate(factor, choice.anchors or 0, cells_of(choice.method))
 
 
 def size_of(analysis: Analysis) -> tuple[int, int]:
