@@ -32,8 +32,8 @@ PLASTIC = 1.324717957244746  # of the R2 sequence (M. Roberts 2018)
 _ours = Place.at
 
 
-def _bayer_from_the_top_left(step: int) -> tuple[int, int]:
-    place = _ours(step - 1)
+def _bayer(step: int) -> tuple[int, int]:
+    place = _ours(step)
     return int(place.down), int(place.right)
 
 
@@ -50,10 +50,8 @@ ORDERS: dict[str, Callable[[int], tuple[int, int]]] = {
     "four corners": lambda step: CORNERS[step % 4],
     "at random": _at_random,
     "R2 sequence": lambda step: (int(step / PLASTIC % 1 * 16), int(step / PLASTIC**2 % 1 * 16)),
-    "Bayer's matrix from its first place": _bayer_from_the_top_left,
-    "Bayer's matrix from its second place (jitter)": lambda step: _bayer_from_the_top_left(
-        step + 1
-    ),
+    "Bayer's matrix from its first place": lambda step: _bayer(step - 1),
+    "Bayer's matrix from its second place (jitter)": _bayer,
 }
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import math
 import pickle
-from typing import Any
 
 import pytest
 import torch
@@ -13,11 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch._dynamo.testing import CompileCounter
 
-import joint_reference
 import reference
+import test_joint
 import tiny
 import tiny_transformers
-from joint_reference import Want
 from tokendown import ConfigError, PatchConfig, apply_patch
 from tokendown.jitter import Place
 
@@ -87,23 +85,15 @@ def test_a_unet_keeps_the_tokens_of_the_step(factor, anchors):
 def test_a_transformer_keeps_the_tokens_of_the_step(kind, anchors):
     model = getattr(tiny_transformers, kind)().double()
     size = (7, 10)
-    frames = 1 if kind in ("flux", "flux2", "sd35", "qwen_image", "z_image") else None
-    shape = (frames or tiny_transformers.FRAMES, *size)
     patch = apply_patch(model, factor=4, anchors=anchors)
     patch.set_progress(5, 20)
     got = tiny_transformers.run(kind, model, *size)
     patch.remove()
-    want = {at: _wanted(kind, model, size, Want((shape,), 4, anchors, at=at))
+    want = {at: test_joint.wanted(kind, model, size, factor=4, anchors=anchors, at=at)
             for at in ((0, 0), PLACES[5])}  # fmt: skip
     assert (want[0, 0] - want[PLACES[5]]).abs().max() > 1e-3
     got_scale = got.abs().max().item()
     torch.testing.assert_close(got, want[PLACES[5]], rtol=0, atol=1e-5 * got_scale)
-
-
-def _wanted(kind: str, model: Any, size: tuple[int, int], want: Want) -> torch.Tensor:
-    model = copy.deepcopy(model)
-    joint_reference.coarsen(model, kind, want)
-    return tiny_transformers.run(kind, model, *size)
 
 
 def test_masks_follow_the_kept_tokens():

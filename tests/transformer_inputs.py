@@ -24,6 +24,13 @@ def position_ids(height: int, width: int, picture: int = 0) -> Tensor:
     return ids.flatten(0, 1)
 
 
+def padded_text(batch: int) -> Tensor:
+    """Which text tokens count, [batch, TEXT]: all but two of the first sample."""
+    mask = torch.ones(batch, TEXT)
+    mask[0, TEXT - 2 :] = 0
+    return mask
+
+
 class Noise:
     """Random tensors in the dtype and on the device of a model."""
 
@@ -64,12 +71,10 @@ def _sd3(model: Any, noise: Noise, height: int, width: int, batch: int) -> dict[
 
 
 def _qwen(model: Any, noise: Noise, height: int, width: int, batch: int) -> dict[str, Any]:
-    mask = torch.ones(batch, TEXT, dtype=torch.bool)
-    mask[0, TEXT - 2 :] = False
     return {
         "hidden_states": noise(batch, height * width, 4),
         "encoder_hidden_states": noise(batch, TEXT, 8),
-        "encoder_hidden_states_mask": mask,
+        "encoder_hidden_states_mask": padded_text(batch).bool(),
         "timestep": torch.full((batch,), 0.5),
         "img_shapes": [[(1, height, width)]] * batch,
     }
@@ -104,27 +109,23 @@ def _wan_animate(model: Any, noise: Noise, height: int, width: int, batch: int) 
 def _hunyuan_dit(model: Any, noise: Noise, height: int, width: int, batch: int) -> dict[str, Any]:
     from diffusers.models.embeddings import get_2d_rotary_pos_embed
 
-    mask = torch.ones(batch, TEXT)
-    mask[0, TEXT - 2 :] = 0
     corners = ((0, 0), (height, width))
     return {
         "hidden_states": noise(batch, 4, 2 * height, 2 * width),
         "timestep": torch.full((batch,), 500.0).to(noise.like.dtype),
         "encoder_hidden_states": noise(batch, TEXT, 8),
-        "text_embedding_mask": mask,
+        "text_embedding_mask": padded_text(batch),
         "encoder_hidden_states_t5": noise(batch, TEXT, 8),
-        "text_embedding_mask_t5": mask,
+        "text_embedding_mask_t5": padded_text(batch),
         "image_rotary_emb": get_2d_rotary_pos_embed(8, corners, (height, width), output_type="pt"),
     }
 
 
 def _hunyuan(model: Any, noise: Noise, height: int, width: int, batch: int) -> dict[str, Any]:
-    mask = torch.ones(batch, TEXT)
-    mask[0, TEXT - 2 :] = 0
     return {
         "hidden_states": noise(batch, 4, FRAMES, 2 * height, 2 * width),
         "encoder_hidden_states": noise(batch, TEXT, 8),
-        "encoder_attention_mask": mask,
+        "encoder_attention_mask": padded_text(batch),
         "pooled_projections": noise(batch, 8),
         "timestep": torch.full((batch,), 500),
         "guidance": torch.full((batch,), 6.0),
@@ -218,12 +219,10 @@ def _auraflow(model: Any, noise: Noise, height: int, width: int, batch: int) -> 
 
 
 def _hunyuan_image(model: Any, noise: Noise, height: int, width: int, batch: int) -> dict[str, Any]:
-    mask = torch.ones(batch, TEXT)
-    mask[0, TEXT - 2 :] = 0
     return {
         "hidden_states": noise(batch, 4, height, width),
         "encoder_hidden_states": noise(batch, TEXT, 8),
-        "encoder_attention_mask": mask,
+        "encoder_attention_mask": padded_text(batch),
         "timestep": torch.full((batch,), 500).to(noise.like.dtype),
     }
 
@@ -252,12 +251,10 @@ def _allegro(model: Any, noise: Noise, height: int, width: int, batch: int) -> d
     corners, size = ((0, 0), (height, width)), (height, width)
     table = get_3d_rotary_pos_embed_allegro(12, corners, size, FRAMES)[:3]
     places = torch.cartesian_prod(*(torch.arange(n) for n in (FRAMES, height, width)))
-    mask = torch.ones(batch, TEXT)
-    mask[0, TEXT - 2 :] = 0
     return {
         "hidden_states": noise(batch, 4, FRAMES, 2 * height, 2 * width),
         "encoder_hidden_states": noise(batch, TEXT, 8),
-        "encoder_attention_mask": mask,
+        "encoder_attention_mask": padded_text(batch),
         "timestep": torch.full((batch,), 500),
         "image_rotary_emb": (table, tuple(places.T[:, None])),
     }
@@ -278,12 +275,10 @@ def _cosmos_controlnet(
 
 
 def _motif(model: Any, noise: Noise, height: int, width: int, batch: int) -> dict[str, Any]:
-    mask = torch.ones(batch, TEXT)
-    mask[0, TEXT - 2 :] = 0
     return {
         "hidden_states": noise(batch, 4, FRAMES, 2 * height, 2 * width),
         "encoder_hidden_states": noise(batch, TEXT, 8),
-        "encoder_attention_mask": mask,
+        "encoder_attention_mask": padded_text(batch),
         "timestep": torch.full((batch,), 500),
     }
 
@@ -302,12 +297,10 @@ def _lumina_next(model: Any, noise: Noise, height: int, width: int, batch: int) 
 
 
 def _krea2(model: Any, noise: Noise, height: int, width: int, batch: int) -> dict[str, Any]:
-    mask = torch.ones(batch, TEXT, dtype=torch.bool)
-    mask[0, TEXT - 2 :] = False
     return {
         "hidden_states": noise(batch, height * width, 4),
         "encoder_hidden_states": noise(batch, TEXT, 2, 8),
-        "encoder_attention_mask": mask,
+        "encoder_attention_mask": padded_text(batch).bool(),
         "timestep": torch.full((batch,), 0.5),
         "position_ids": torch.cat([torch.zeros(TEXT, 3), position_ids(height, width)]),
     }

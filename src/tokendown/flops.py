@@ -27,11 +27,8 @@ def self_attention_flops(tokens: int, keys: int, channels: int, width: int, key_
         width: heads times channels a head, of the queries.
         key_width: the same of keys and values, before they are repeated for the heads of queries.
     """
-    return (
-        2 * projection_flops(tokens, channels, width)  # to_q, to_out
-        + 2 * projection_flops(keys, channels, key_width)  # to_k, to_v
-        + attention_flops(tokens, keys, 1, width)
-    )
+    output = projection_flops(tokens, width, channels)
+    return output + joint_attention_flops(tokens, keys, keys, channels, width, key_width)
 
 
 def joint_attention_flops(
