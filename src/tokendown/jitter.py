@@ -36,8 +36,9 @@ class Place:
     def at(cls, step: int) -> Place:
         """The order of Bayer's matrix (1973), from its second place on, which is near the centre.
 
-        The first steps decide most, and the matrix begins at the top left, which is the least like
-        a cell: begun there, errors of pictures were twice as large at factor 4 (paper/LOG.md).
+        The matrix begins at the top left, which is the least like a cell. Begun there, errors of
+        pictures at factor 4 were twice as large with some weights, and as large with others
+        (paper/LOG.md).
 
         Args:
             step: >= 0, or -1 for the top left.
