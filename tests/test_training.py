@@ -487,9 +487,11 @@ def test_what_ships_can_be_trained_on(tokenizer, tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match="has a checkpoint"):
         unpack.unpack(TINY, tmp_path / "shipped")
     shutil.rmtree(TINY.folder)
-    assert unpack.unpack(TINY, tmp_path / "shipped") == TINY.stages[0].steps
+    assert unpack.unpack(TINY, tmp_path / "shipped") == sum(
+        stage.steps for stage in TINY.stages[:-1]
+    )
     again = train.Run(TINY)
-    assert train.stage_at(TINY, again.step) == (TINY.stages[1], 0.0)
+    assert train.stage_at(TINY, again.step) == (TINY.stages[-1], 0.0)
     for name, before, after in zip(run.names, run.weights, again.weights, strict=True):
         torch.testing.assert_close(after, before, atol=1e-3, rtol=1e-3, msg=name)
     assert torch.equal(again.ema[0], again.weights[0])
