@@ -56,7 +56,7 @@ def tokenizer(tmp_path_factory):
 def concepts(tmp_path):
     path = tmp_path / "emoji.json"
     path.write_text(json.dumps([ENTRY]))
-    return captions.read_concepts(path, {"1f44b.webp", "1f44b-1f3fb.webp"}, everything=True)
+    return captions.read_concepts(path, {"1f44b.webp", "1f44b-1f3fb.webp"})
 
 
 def test_skin_tones_are_variants_of_one_concept_and_spelled_out(concepts):
@@ -78,9 +78,17 @@ def test_only_the_default_background_goes_without_saying(concepts):
         assert all(named) is (colour != captions.PLAIN_COLOUR)
 
 
-def test_focus_names_are_unique():
-    words = captions.Path(captions.__file__).with_name("focus.txt").read_text().split()
-    assert len(words) == len(captions.FOCUS) > 50
+def test_names_in_the_lists_are_unique():
+    folder = captions.Path(captions.__file__).parent
+    words = [w for name in ("focus", "more") for w in (folder / f"{name}.txt").read_text().split()]
+    assert len(words) == len(captions.short_names(("focus", "more"))) > 100
+
+
+def test_lists_name_the_concepts_of_a_run(concepts, tmp_path, monkeypatch):
+    path, files = tmp_path / "emoji.json", {"1f44b.webp"}
+    assert captions.read_concepts(path, files, ("focus",)) == []
+    monkeypatch.setattr(captions, "short_names", lambda subjects: frozenset({"wave"}))
+    assert len(captions.read_concepts(path, files, ("focus",))) == 1
 
 
 def test_over_mixes_by_alpha():
@@ -270,6 +278,9 @@ class Plain:
     def placed(self, picture, colour, place, side):
         return torch.zeros(3, side, side)
 
+    def pairs(self):
+        return [(0, "red"), (1, "blue")]
+
 
 @pytest.fixture
 def latents():
@@ -280,8 +291,16 @@ def test_latents_are_encoded_once(latents, monkeypatch):
     rng, batch = random.Random(0), Batch(32, 2, 32)
     first = latents.batch([(0, "red")] * 200, batch, rng)
     assert first.shape == (200, 4, 32, 32)
-    monkeypatch.setattr(latents, "_encode", None)
+    monkeypatch.setattr(latents, "_pixels", None)
     assert torch.equal(latents.batch([(0, "red")], batch, rng)[0], first[1])
+
+
+def test_latents_can_be_encoded_ahead(latents, monkeypatch):
+    batches = (Batch(32, 2, 32), Batch(32, 2, 64))
+    latents.fill(batches)
+    monkeypatch.setattr(latents, "_pixels", None)
+    for batch in batches:
+        latents.batch([(0, "red"), (1, "blue")] * 20, batch, random.Random(0))
 
 
 @pytest.mark.parametrize(("whole", "pixels"), [(32, 128), (64, 256), (128, 512)])
@@ -473,7 +492,7 @@ def test_fid_of_samples_beside_that_of_the_pictures_asked_for(shapes, tmp_path, 
 
 def test_what_ships_can_be_trained_on(tokenizer, tmp_path, monkeypatch):
     monkeypatch.setattr("training.config.CACHE", tmp_path)
-    monkeypatch.setattr(export, "read_names", lambda everything: [])
+    monkeypatch.setattr(export, "read_names", lambda subjects: [])
     model.build_tokenizer(TINY, ["a dog", "blue"], TINY.folder / "tokenizer")
     torch.manual_seed(1)
     run = train.Run(TINY)

@@ -86,7 +86,7 @@ def train(config: Config, minutes: float, steps: int | None = None) -> None:
     step, scale = _resume(config, model, optimiser)
     last = min(c.steps, step + steps) if steps else c.steps
     rng = random.Random(config.seed + step)
-    pictures, log, threads = Pictures(config.everything), Log(config.folder / "ae.jsonl"), Threads()
+    pictures, log, threads = Pictures(config.subjects), Log(config.folder / "ae.jsonl"), Threads()
     told_to_end = on_terminate()
     while step < last and time.time() < end:
         wait_while_paused(told_to_end)
@@ -103,7 +103,7 @@ def train(config: Config, minutes: float, steps: int | None = None) -> None:
         optimiser.step()
         step += 1
         scale = 0.99 * scale + 0.01 * z.detach().float().std().item()
-        log.add(loss.item(), {"step": step, "std": scale})
+        log.add(loss.detach(), {"step": step, "std": scale})
         if step % 200 == 0:
             store(config, model, optimiser, step, scale)
     store(config, model, optimiser, step, scale)

@@ -34,8 +34,6 @@ SKIN = {
     "1F3FF": "dark skin tone",
 }
 
-# What the small run learns, by short name: things that people name at a glance.
-FOCUS = frozenset(Path(__file__).with_name("focus.txt").read_text(encoding="utf-8").split())
 
 # Better words than the data set's for a few pictures, by short name.
 RENAMED = {
@@ -53,6 +51,17 @@ RENAMED = {
     "car": ("red car", "automobile", "car"),
     "boat": ("sailboat", "boat"),
     "star": ("star", "yellow star"),
+    "earth_africa": ("earth", "globe"),
+    "ocean": ("wave", "water wave"),
+    "bulb": ("light bulb", "electric light bulb"),
+    "house": ("house", "house building"),
+    "european_castle": ("castle", "european castle"),
+    "gem": ("gem", "diamond", "gem stone"),
+    "icecream": ("ice cream", "soft ice cream"),
+    "t-rex": ("dinosaur", "t rex"),
+    "key": ("key", "silver key"),
+    "football": ("american football", "football"),
+    "moneybag": ("money bag",),
 }
 
 PHRASES = (
@@ -85,12 +94,24 @@ class Concept:
     variants: tuple[Variant, ...]
 
 
-def read_concepts(path: Path, files: set[str], everything: bool) -> list[Concept]:
-    """Concepts whose picture is among `files`, in the order of the names file."""
-    concepts = []
+def short_names(subjects: tuple[str, ...]) -> frozenset[str]:
+    """What stands in some of the lists beside this file: things that people name at a glance."""
+    lists = (Path(__file__).with_name(f"{name}.txt") for name in subjects)
+    return frozenset(word for path in lists for word in path.read_text(encoding="utf-8").split())
+
+
+def read_concepts(path: Path, files: set[str], subjects: tuple[str, ...] = ()) -> list[Concept]:
+    """Concepts whose picture is among `files`, in the order of the names file.
+
+    Args:
+        path: of the names file.
+        files: names of pictures.
+        subjects: lists of short names, see `short_names`; none means every concept.
+    """
+    concepts, listed = [], short_names(subjects)
     for entry in json.loads(path.read_text(encoding="utf-8")):
         variants = tuple(v for v in _variants(entry) if v.file in files)
-        if variants and (everything or entry["short_name"] in FOCUS):
+        if variants and (not subjects or entry["short_name"] in listed):
             concepts.append(
                 Concept(_nouns(entry), entry["category"], _words(entry["subcategory"]), variants)
             )

@@ -59,8 +59,8 @@ class Place:
 class Pictures:
     """The concepts of a run and their pictures, RGBA uint8 [n, 4, 256, 256]."""
 
-    def __init__(self, everything: bool) -> None:
-        self.concepts = read_names(everything)
+    def __init__(self, subjects: tuple[str, ...]) -> None:
+        self.concepts = read_names(subjects)
         with tarfile.open(PICTURES) as archive:
             self.files = [v.file for c in self.concepts for v in c.variants]
             self.rgba = torch.stack([_read(archive, f) for f in self.files])
@@ -78,6 +78,16 @@ class Pictures:
         variant = concept.variants[0] if first else rng.choice(concept.variants)
         return self.index[variant.file], colour, caption(concept, variant, colour, rng)
 
+    def pairs(self) -> list[tuple[int, str]]:
+        """Every (picture, colour) that can be drawn."""
+        return [
+            (self.index[variant.file], colour)
+            for concept in self.concepts
+            for variant in concept.variants
+            for colour in COLOURS
+            if not held_out(concept, colour)
+        ]
+
     def on(self, picture: int, colour: str) -> Tensor:
         """One picture over a named colour, [3, 256, 256] in [-1, 1]."""
         return over(self.rgba[picture], torch.tensor(PALETTE[colour]) / 255)
@@ -90,11 +100,14 @@ class Pictures:
         return lay_over(x[None], torch.tensor([PALETTE[colour]]) / 255)[0] * 2 - 1
 
 
-def read_names(everything: bool) -> list[Concept]:
-    """The concepts that have a picture; fetches the data when it is not there yet."""
+def read_names(subjects: tuple[str, ...] = ()) -> list[Concept]:
+    """The concepts that have a picture, all of them or those in some lists.
+
+    Fetches the data when it is not there yet.
+    """
     fetch()
     with tarfile.open(PICTURES) as archive:
-        return read_concepts(NAMES, set(archive.getnames()), everything)
+        return read_concepts(NAMES, set(archive.getnames()), subjects)
 
 
 def over(rgba: Tensor, rgb: Tensor) -> Tensor:

@@ -115,7 +115,7 @@ def evaluate(config: Config, folder: Path, count: int, steps: int, guidance: flo
     """Draws `count` prompts with attention and a quarter of them without, and judges them."""
     RESULTS.mkdir(exist_ok=True)
     began = time.time()
-    pictures = Pictures(config.everything)
+    pictures = Pictures(config.subjects)
     classifier, classified = trained(config, pictures)
     asked = questions(pictures.concepts, count, seed=1)
     pipeline = StableDiffusionPipeline.from_pretrained(folder)

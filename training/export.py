@@ -52,7 +52,7 @@ def export(config: Config, target: Path) -> int:
 
 def card(config: Config, step: int) -> str:
     """The model card, with the numbers of this run."""
-    concepts = read_names(config.everything)
+    concepts = read_names(config.subjects)
     text = Path(__file__).with_name("card.md").read_text(encoding="utf-8")
     values = {
         "channels": str(config.unet.channels),

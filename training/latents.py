@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 from typing import NamedTuple
 
 import torch
@@ -13,7 +16,8 @@ from .config import AUTOENCODER_FACTOR, Batch
 from .data import Pictures, Place
 
 # Of every picture over every colour, by size in latents: more would cost more than they teach.
-PLACES = {32: 4, 64: 4, 128: 1}
+_AT_ONCE = 64
+PLACES = {32: 4, 64: 4, 128: 4}
 
 
 class Wanted(NamedTuple):
@@ -36,19 +40,32 @@ class Latents:
     def batch(self, drawn: list[tuple[int, str]], batch: Batch, rng: random.Random) -> Tensor:
         """Latents of unit variance [n, 4, size, size] of (picture, colour) pairs."""
         wanted = [Wanted(*pair, rng.randrange(PLACES[batch.whole]), batch.whole) for pair in drawn]
-        for w in wanted:
-            if w not in self.known:
-                self.known[w] = self._encode(w)
+        self._learn([w for w in dict.fromkeys(wanted) if w not in self.known])
         return torch.stack([_window(self.known[w], batch.size, rng) for w in wanted]).float()
 
-    @torch.no_grad()
-    def _encode(self, wanted: Wanted) -> Tensor:
+    def fill(self, batches: Iterable[Batch]) -> None:
+        """Everything that the batches can ask for, ahead: on a GPU, where one by one is slow."""
+        with ThreadPoolExecutor(initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            for whole in {batch.whole for batch in batches}:
+                places = product(self.pictures.pairs(), range(PLACES[whole]))
+                wanted = [Wanted(*pair, place, whole) for pair, place in places]
+                for start in range(0, len(wanted), _AT_ONCE):
+                    self._learn(wanted[start : start + _AT_ONCE], pool)
+
+    def _learn(self, wanted: list[Wanted], pool: ThreadPoolExecutor | None = None) -> None:
+        """Encodes pictures of one size."""
+        if not wanted:
+            return
+        each = pool.map if pool else map
+        pixels = torch.stack(list(each(self._pixels, wanted))).to(self.device)
+        with torch.no_grad():
+            z = self.autoencoder.encode(pixels).latents * self.autoencoder.config.scaling_factor
+        self.known |= zip(wanted, z.half(), strict=True)
+
+    def _pixels(self, wanted: Wanted) -> Tensor:
         picture, colour, place, whole = wanted
         where = Place.draw(random.Random(f"{picture} {colour} {place}"))
-        side = whole * AUTOENCODER_FACTOR
-        pixels = self.pictures.placed(picture, colour, where, side)[None].to(self.device)
-        z = self.autoencoder.encode(pixels).latents[0]
-        return (z * self.autoencoder.config.scaling_factor).half()
+        return self.pictures.placed(picture, colour, where, whole * AUTOENCODER_FACTOR)
 
 
 def _window(z: Tensor, size: int, rng: random.Random) -> Tensor:

@@ -117,7 +117,7 @@ def build_scheduler() -> DDIMScheduler:
 
 
 @cache
-def alphas(whole: int = FULL) -> Tensor:
+def alphas(whole: int = FULL, device: torch.device | None = None) -> Tensor:
     """Signal variance of every timestep, for pictures of so many latents a side.
 
     The sum of four latents' noise grows by half as much as the sum of their signal, so that half
@@ -126,7 +126,7 @@ def alphas(whole: int = FULL) -> Tensor:
     """
     a = build_scheduler().alphas_cumprod
     ratio = max(1.0, FULL / whole) ** 2
-    return ratio * a / (1 + (ratio - 1) * a)
+    return (ratio * a / (1 + (ratio - 1) * a)).to(device)
 
 
 class Painter(nn.Module):

@@ -107,14 +107,14 @@ class Log:
         self.path, self.every = path, every
         self.total, self.count, self.since = 0.0, 0, time.time()
 
-    def add(self, loss: float, fields: dict) -> None:
-        """Writes at most once in `every` seconds."""
+    def add(self, loss: Tensor, fields: dict) -> None:
+        """Writes at most once in `every` seconds, and waits for the device only then."""
         self.total, self.count = self.total + loss, self.count + 1
         seconds = time.time() - self.since
         if seconds < self.every:
             return
         line = fields | {
-            "loss": round(self.total / self.count, 5),
+            "loss": round(float(self.total) / self.count, 5),
             "seconds_a_step": round(seconds / self.count, 3),
             "threads": torch.get_num_threads(),
             "time": time.strftime("%H:%M:%S"),

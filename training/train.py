@@ -43,7 +43,7 @@ class Run:
         self.rng = random.Random(config.seed + self.step)
         torch.manual_seed(config.seed + self.step)
 
-    def update(self, stage: Stage, done: float, latents: Latents) -> float:
+    def update(self, stage: Stage, done: float, latents: Latents) -> Tensor:
         """One step of the optimiser and of the average of the weights.
 
         Both warm up in every stage, for each brings layers that have not been trained before.
@@ -62,14 +62,17 @@ class Run:
         self.step += 1
         decay = min(self.config.ema, (1 + number) / (10 + number))
         torch._foreach_lerp_(self.ema, [w.detach() for w in self.weights], 1 - decay)
-        return loss.item()
+        return loss.detach()
 
     def _pictures(self, batch: Batch, latents: Latents) -> tuple[Tensor, Tensor]:
         drawn = [latents.pictures.draw(self.rng) for _ in range(batch.count)]
         x = latents.batch([(picture, colour) for picture, colour, _ in drawn], batch, self.rng)
         dropped = ["" if self.rng.random() < self.config.caption_dropout else c for *_, c in drawn]
         tokens = to_tokens(self.tokenizer, dropped)
-        return x.to(self.device, memory_format=torch.channels_last), tokens.to(self.device)
+        x = x.to(self.device, memory_format=torch.channels_last)
+        if self.device.type == "cuda":  # so that nothing waits for the step before
+            tokens = tokens.pin_memory()
+        return x, tokens.to(self.device, non_blocking=True)
 
     def save(self) -> None:
         """Weights, their average and the moments, in files under 16 MB."""
@@ -98,7 +101,7 @@ def v_loss(painter: Painter, x: Tensor, tokens: Tensor, power: float, batch: Bat
     n = len(x)
     even = (torch.arange(n, device=x.device) + torch.rand(n, device=x.device)) / n
     t = (even**power * batch.below * TRAIN_TIMESTEPS).long().clamp(max=TRAIN_TIMESTEPS - 1)
-    a = alphas(batch.whole).to(x.device)[t][:, None, None, None]
+    a = alphas(batch.whole, x.device)[t][:, None, None, None]
     noise = torch.randn_like(x)
     v = a.sqrt() * noise - (1 - a).sqrt() * x
     guess = painter(a.sqrt() * x + (1 - a).sqrt() * noise, t, tokens)
@@ -109,7 +112,7 @@ def tokenizer_of(config: Config) -> CLIPTokenizer:
     """Built once from the captions of all the pictures, whichever of them a run learns."""
     folder = config.folder / "tokenizer"
     if not (folder / "vocab.json").exists():
-        build_tokenizer(config, every_caption(read_names(everything=True)), folder)
+        build_tokenizer(config, every_caption(read_names()), folder)
     return load_tokenizer(config, folder)
 
 
@@ -127,7 +130,9 @@ def train(config: Config, minutes: float, steps: int | None = None) -> None:
     end = time.time() + minutes * 60
     run, threads = Run(config), Threads()
     autoencoder = load_trained(config).to(run.device, memory_format=torch.channels_last)
-    latents = Latents(Pictures(config.everything), autoencoder)
+    latents = Latents(Pictures(config.subjects), autoencoder)
+    if run.device.type == "cuda":
+        latents.fill(batch for stage in config.stages for batch in stage.batches)
     log = Log(config.folder / "train.jsonl")
     last = run.step + steps if steps else None
     saved, told_to_end = time.time(), on_terminate()
