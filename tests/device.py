@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -44,8 +45,8 @@ def distance(got: Tensor, want: Tensor) -> float:
     return ((got - want).norm() / want.norm()).item()
 
 
-def waits(call: Callable[[], Any]) -> int:
-    """How often a call waits for the card."""
+def waits(call: Callable[[], Any]) -> list[str]:
+    """Where a call waits for the card, "file:line"."""
     torch.cuda.synchronize()
     mode = torch.cuda.get_sync_debug_mode()
     try:
@@ -55,7 +56,11 @@ def waits(call: Callable[[], Any]) -> int:
             call()
     finally:
         torch.cuda.set_sync_debug_mode(mode)
-    return sum("synchronizing CUDA operation" in str(item.message) for item in seen)
+    return [
+        f"{Path(item.filename).name}:{item.lineno}"
+        for item in seen
+        if "synchronizing CUDA operation" in str(item.message)
+    ]
 
 
 def peak(call: Callable[[], Any]) -> int:

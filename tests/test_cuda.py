@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
 
@@ -11,12 +12,12 @@ import numpy
 import pytest
 import torch
 from diffusers import attention_backend
-from test_cli import pixels, run
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import reference
 import tiny
 from device import DEVICE, distance, moved, needs_cuda, needs_device, peak, waits
+from test_cli import pixels, run
 from tokendown import apply_patch, attend, is_patched, pictures, remove_patch
 from tokendown.bench.cells import read_cells
 from tokendown.grid import Grid
@@ -177,8 +178,9 @@ def test_a_chosen_backend_on_a_unet(backend):
 @needs_cuda
 def test_waiting_is_noticed():
     one = torch.ones(1, device=DEVICE)
-    assert waits(lambda: one.item()) == 1
-    assert waits(lambda: one + 1) == 0
+    assert len(waits(lambda: one.item())) == 1
+    assert len(waits(lambda: [one.item() for _ in range(3)])) == 3
+    assert waits(lambda: one + 1) == []
 
 
 @needs_cuda
@@ -186,12 +188,13 @@ def test_waiting_is_noticed():
 def test_a_patched_unet_does_not_wait(options):
     model = tiny.sd_unet().to(DEVICE)
     call = latents_of(model)
-    dense = waits(lambda: output(model, call))
+    output(model, call)
+    assert waits(lambda: output(model, call)) == []
     with apply_patch(model, **{**PATCH, **options}) as patch:
         for step in range(3):
             patch.set_progress(step, 4)
             output(model, call)  # warm
-            assert waits(lambda: output(model, call)) == dense == 0
+            assert waits(lambda: output(model, call)) == []
 
 
 @needs_cuda
@@ -202,7 +205,7 @@ def test_a_pipeline_waits_as_often_as_without(tmp_path, options):
     dense = waits(lambda: tiny.image_of(pipe, steps=4))
     with apply_patch(pipe, **PATCH, **options):
         tiny.image_of(pipe)
-        assert waits(lambda: tiny.image_of(pipe, steps=4)) <= dense
+        assert Counter(waits(lambda: tiny.image_of(pipe, steps=4))) <= Counter(dense)
 
 
 # Nothing else changes
@@ -236,9 +239,8 @@ def test_round_trips_are_exact(dtype):
     with apply_patch(model, **PATCH):
         assert not torch.equal(output(model, call), dense)
     assert torch.equal(output(model, call), dense)
-    with pytest.raises(ZeroDivisionError), apply_patch(model, **PATCH):
-        output(model, call)
-        1 / 0  # noqa: B018
+    with pytest.raises(TypeError), apply_patch(model, **PATCH):
+        model(call["sample"], surprise=1)
     assert not is_patched(model)
     assert torch.equal(output(model, call), dense)
 
