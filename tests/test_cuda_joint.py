@@ -21,9 +21,16 @@ CPU = torch.device("cpu")
 SIZE = (6, 8)
 PATCH = {"factor": 2, "anchors": 3}
 VIDEO = ("wan", "hunyuan_video")
-WIDE = {  # heads of 64 channels, which every kernel takes
-    "flux": {"attention_head_dim": 64, "axes_dims_rope": (16, 24, 24)},
-    "wan": {"attention_head_dim": 64},
+# Heads of 64 channels, which every kernel takes; one layer, so that all backends choose the same
+# anchors.
+WIDE = {
+    "flux": {
+        "attention_head_dim": 64,
+        "axes_dims_rope": (16, 24, 24),
+        "num_layers": 1,
+        "num_single_layers": 0,
+    },
+    "wan": {"attention_head_dim": 64, "num_layers": 1},
 }
 
 
@@ -93,7 +100,7 @@ def test_every_backend_weighs_the_kept_keys(kind, backend, jitter):
     """Chosen under the patch and before it."""
     model = getattr(tiny_transformers, kind)(**WIDE[kind]).to(DEVICE, torch.float16)
     call = moved(tiny_transformers.inputs(kind, model, *SIZE))
-    options = {**PATCH, "method": "jitter" if jitter else "nearest"}
+    options = {"factor": 4, "anchors": 3, "method": "jitter" if jitter else "nearest"}
     with apply_patch(model, **options, multiplicity=False):
         uncounted = output(model, call)
     apply_patch(model, **options)
@@ -106,8 +113,8 @@ def test_every_backend_weighs_the_kept_keys(kind, backend, jitter):
             before = output(model, call)
     finally:
         _AttentionBackendRegistry.set_active_backend("native")
-    assert torch.equal(under, before)
-    assert distance(under, usual) < min(1e-2, distance(uncounted, usual) / 2)
+    assert distance(under, before) < 1e-3
+    assert distance(under, usual) < distance(uncounted, usual) / 6
 
 
 @needs_cuda
