@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import reference
 import tiny
 from tokendown import apply_patch, attend, remove_patch, summary
+from tokendown.adapters.dispatch import merge
 from tokendown.adapters.inputs import denoiser_inputs
 from tokendown.adapters.skeleton import on_meta
 from tokendown.grid import Grid
@@ -84,13 +85,14 @@ def test_a_patched_model_runs_without_data(kind, options):
 class Count(TorchDispatchMode):
     """Counts the operations that wait for a device."""
 
-    def __init__(self) -> None:
+    def __init__(self, names: set[str] = SYNCHRONISE) -> None:
         super().__init__()
+        self.names = names
         self.seen: Counter[str] = Counter()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func.overloadpacket.__name__
-        if name in SYNCHRONISE:
+        if name in self.names:
             self.seen[name] += 1
         return func(*args, **(kwargs or {}))
 
@@ -139,6 +141,15 @@ def test_masks_do_not_wait():
     with torch.no_grad(), apply_patch(model, factor=2, anchors=3), Count() as count:
         model(**call)
     assert not count.seen["_local_scalar_dense"]
+
+
+def test_a_boolean_mask_does_not_wait():
+    """A number that becomes a tensor is copied to the device, which waits for it."""
+    mask, bias = torch.tensor([True, False, True])[None, None, None], torch.arange(3.0)
+    with Count({"scalar_tensor"}) as count:
+        merged = merge(mask, bias)
+    assert not count.seen
+    assert merged.tolist() == [[[[0.0, -torch.inf, 2.0]]]]
 
 
 # Gradients

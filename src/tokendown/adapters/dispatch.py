@@ -148,7 +148,7 @@ def merge(mask: Tensor | None, bias: Tensor) -> Tensor:
     if mask is None:
         return bias[None, None, None]
     if mask.dtype == torch.bool:
-        return torch.where(mask, bias, -torch.inf)
+        return bias.masked_fill(~mask, -torch.inf)  # torch.where would wait for a GPU
     return mask + bias
 
 
