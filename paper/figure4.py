@@ -16,6 +16,7 @@ import json
 from pathlib import Path
 from statistics import fmean
 
+from paper.report import add_device, single_precision
 from PIL import Image, ImageDraw, ImageFont
 
 from tokendown import generate as gen
@@ -86,11 +87,19 @@ def main() -> None:
     parser.add_argument("--steps", type=int)
     parser.add_argument("--prompts", type=int, default=4, help="how many of the fixed ones")
     parser.add_argument("--quick", action="store_true")
+    add_device(parser)
     arguments = parser.parse_args()
     width, height = parse_size(arguments.size)
     steps = 4 if arguments.quick else arguments.steps
     pipe, request = gen.open_pipeline(
-        gen.Request(model=arguments.model, width=width, height=height, steps=steps, config=None)
+        gen.Request(
+            model=arguments.model,
+            width=width,
+            height=height,
+            steps=steps,
+            config=None,
+            **single_precision(arguments.device),
+        )
     )
     prompts = PROMPTS[: 1 if arguments.quick else arguments.prompts]
     analysis = analyze(

@@ -18,7 +18,14 @@ from statistics import fmean
 
 import torch
 from paper.levels import errors, latents
-from paper.report import RESULTS, environment, markdown, write
+from paper.report import (
+    RESULTS,
+    add_device,
+    environment,
+    markdown,
+    single_precision,
+    write,
+)
 from paper.table1 import PROMPTS
 
 from tokendown import PatchConfig, apply_patch
@@ -76,11 +83,14 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--count", type=int, default=4, help="of the prompts")
     parser.add_argument("--quick", action="store_true", help="a trial of the script; no file")
+    add_device(parser)
     a = parser.parse_args()
     factors = FACTORS
     if a.quick:
         a.steps, a.count, factors = 1, 1, (2,)
-    pipe, request = gen.open_pipeline(gen.Request(steps=a.steps, config=None))
+    pipe, request = gen.open_pipeline(
+        gen.Request(steps=a.steps, config=None, **single_precision(a.device))
+    )
     pipe.set_progress_bar_config(disable=True)
     prompts = PROMPTS[: a.count]
     dense = latents(pipe, request, prompts)
@@ -97,8 +107,14 @@ def main() -> None:
     table = markdown(["kept token of a cell", *(f"factor {factor}" for factor in factors)], lines)
     print(table)
     if not a.quick:
-        record = {"model": builtin.NAME, "size": request.width, "steps": a.steps,
-                  "prompts": list(prompts), "environment": environment(), "rows": rows}  # fmt: skip
+        record = {
+            "model": builtin.NAME,
+            "size": request.width,
+            "steps": a.steps,
+            "prompts": list(prompts),
+            "environment": environment(request.device),
+            "rows": rows,
+        }
         write(RESULTS / "jitter.json", record, table)
 
 

@@ -17,7 +17,7 @@ import argparse
 from typing import Any
 
 import torch
-from paper.report import RESULTS, environment, markdown, spread, write
+from paper.report import RESULTS, add_device, environment, markdown, single_precision, spread, write
 from paper.table1 import PROMPTS
 from torch import Tensor
 
@@ -98,11 +98,14 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=builtin.STEPS)
     parser.add_argument("--count", type=int, default=4, help="of the prompts")
     parser.add_argument("--quick", action="store_true", help="a trial of the script; no file")
+    add_device(parser)
     a = parser.parse_args()
     if a.quick:
         a.steps, a.count = 1, 1
     pipe, request = gen.open_pipeline(
-        gen.Request(width=a.size, height=a.size, steps=a.steps, config=None)
+        gen.Request(
+            width=a.size, height=a.size, steps=a.steps, config=None, **single_precision(a.device)
+        )
     )
     pipe.set_progress_bar_config(disable=True)
     prompts = PROMPTS[: a.count]
@@ -110,7 +113,12 @@ def main() -> None:
     if a.quick:
         return
     settings = {"size": a.size, "steps": a.steps, "guidance": request.guidance, "prompts": prompts}
-    record = {"command": "python -m paper.levels", **settings, **environment(), "rows": found}
+    record = {
+        "command": "python -m paper.levels",
+        **settings,
+        **environment(request.device),
+        "rows": found,
+    }
     name = "levels" if a.size == builtin.NATIVE else f"levels-{a.size}"
     write(RESULTS / f"{name}.json", record, table(found))
 

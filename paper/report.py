@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import json
 import os
 import platform
@@ -22,14 +24,34 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
     return {"median": statistics.median(runs), "low": min(runs), "high": max(runs), "runs": runs}
 
 
-def environment() -> dict[str, Any]:
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """The option of the scripts that draw pictures."""
+    parser.add_argument(
+        "--device", default="auto", help="cuda, mps or cpu; default: the first here"
+    )
+
+
+def single_precision(device: str) -> dict[str, str]:
+    """Part of a request: small distances are measured in float32, also by a GPU's convolutions."""
+    torch.backends.cudnn.allow_tf32 = False  # of its own accord cuDNN keeps ten bits of a number
+    return {"device": device, "dtype": "float32"}
+
+
+def environment(device: str = "cpu") -> dict[str, Any]:
     """The machine and the software that a record comes from."""
-    git = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    commit = None
+    with contextlib.suppress(OSError):  # no git here
+        git = subprocess.run(
+            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+        )
+        commit = git.stdout.strip() or None
+    gpu = torch.cuda.get_device_name(device) if device.startswith("cuda") else None
     cpu = [line for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
     return {
-        "commit": git.stdout.strip() or None,
+        "commit": commit,
         "cpu": cpu[0].split(":")[1].strip() if cpu else platform.processor() or None,
         "cores": os.cpu_count(),
+        "gpu": gpu,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "python": platform.python_version(),

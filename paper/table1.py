@@ -1,6 +1,7 @@
 """The paper's Table 1: ToMe and ToDo at ratios 0.75, 0.89 and 0.9375, against dense attention.
 
     python -m paper.table1                      # the built-in model; resumes where it stopped
+    python -m paper.table1 --kept-count 8 --kept-steps 20       # on a GPU
     python -m paper.table1 --size 256 512 --count 2 --kept 0
     python -m paper.table1 --model FOLDER_OR_HUB_ID --steps 30 --prompts FILE
     python -m paper.table1 --quick              # under a minute, fewer of everything, no file
@@ -8,10 +9,10 @@
 Rows: tomesd 0.1.3 (ToMe), the grid alone (ToDo), and the grid with anchors and log m (tokendown);
 factors 2, 3, 4 of the finest level that has self-attention keep 1/4, 1/9 and 1/16 of its tokens.
 First every ratio at the sizes asked for, with ``--count`` prompts; then each ratio at the size
-where it leaves 4,096 tokens, as in the paper, with one prompt and few steps, for a large picture
-takes minutes on a CPU. Distances are to the dense picture of the same prompt, seed and steps;
-median (lowest to highest) over prompts and seeds. The definition of the paper's own "HPF" is not
-known to us: ``tokendown.quality.hpf`` says what ours is.
+where it leaves 4,096 tokens, as in the paper, beside the ``auto`` preset, with one prompt and few
+steps, for a large picture takes minutes on a CPU. Distances are to the dense picture of the same
+prompt, seed and steps; median (lowest to highest) over prompts and seeds. The definition of the
+paper's own "HPF" is not known to us: ``tokendown.quality.hpf`` says what ours is.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from paper.report import RESULTS, environment, markdown, spread, write
+from paper.report import RESULTS, add_device, environment, markdown, single_precision, spread, write
 
 from tokendown import generate as gen
 from tokendown import quality, sheets
@@ -34,6 +35,7 @@ from tokendown.models.loading import fingerprint
 
 LPIPS = Path(__file__).parent.parent / ".cache" / "metrics" / quality.LPIPS_FILE
 KEPT = 4096
+AUTO = parse_method("auto")
 RATIOS = {2: "0.75", 3: "0.89", 4: "0.9375"}
 PROMPTS = (
     "red apple on a blue background",
@@ -68,18 +70,20 @@ class Job:
         factors: of the finest level.
         count: of the prompts.
         steps: of a picture.
+        auto: what the ``auto`` preset chooses there, for a row of its own; 1 means no row.
     """
 
     size: int
     factors: tuple[int, ...]
     count: int
     steps: int
+    auto: int = 1
 
 
-def methods(factors: tuple[int, ...]) -> dict[Method, tuple[str, int]]:
+def methods(job: Job) -> dict[Method, tuple[str, int]]:
     """Method to its name in the table and its factor."""
-    found = {}
-    for factor in factors:
+    found = {AUTO: ("tokendown", job.auto)} if job.auto > 1 else {}
+    for factor in job.factors:
         found[parse_method(f"tomesd={1 - 1 / factor**2:.4f},stride={factor}")] = ("ToMe", factor)
         found[parse_method(f"paper,factor={factor}")] = ("ToDo", factor)
         found[parse_method(f"factor={factor}")] = ("tokendown", factor)
@@ -88,9 +92,16 @@ def methods(factors: tuple[int, ...]) -> dict[Method, tuple[str, int]]:
 
 def finest(pipe: Any, request: gen.Request) -> tuple[int, int]:
     """(height, width) of the finest grid that has self-attention, at the request's size."""
-    plan = sheets.plan(pipe, request, [parse_method("factor=2")])
-    summary = plan[parse_method("factor=2")]
-    return max((layer.grid for layer in summary.layers if layer.grid), key=math.prod)
+    return max((layer.grid for layer in _layers(pipe, request) if layer.grid), key=math.prod)
+
+
+def chosen_factor(pipe: Any, request: gen.Request) -> int:
+    """What the ``auto`` preset does there, at the finest grid."""
+    return max(layer.factor or 1 for layer in _layers(pipe, request))
+
+
+def _layers(pipe: Any, request: gen.Request) -> Any:
+    return sheets.plan(pipe, request, [AUTO])[AUTO].layers
 
 
 def sizes_that_keep(pipe: Any, native: gen.Request, kept: int) -> list[tuple[int, int]]:
@@ -118,7 +129,7 @@ def measure(
         lpips: to measure that as well, or None.
         known: cells of an earlier run.
     """
-    table = methods(job.factors)
+    table = methods(job)
     for prompt, seed in words:
         asked = {**asdict(job), "factors": list(job.factors), "prompt": prompt, "seed": seed}
         del asked["count"]
@@ -150,13 +161,18 @@ def lines(cells: Sequence[Cell]) -> list[dict[str, Any]]:
             groups.setdefault(key, []).append(each)
     found = []
     for (size, steps, method, factor), group in groups.items():
-        line = {"size": size, "steps": steps, "method": method, "ratio": RATIOS.get(factor, ""),
+        line = {"size": size, "steps": steps, "method": method, "ratio": ratio(factor),
                 "kept_tokens": group[0]["kept_tokens"], "pictures": len(group)}  # fmt: skip
         for name in COLUMNS:
             values = [each[name] for each in group]
             line[name] = None if None in values else spread(values)
         found.append(line)
     return found
+
+
+def ratio(factor: int) -> str:
+    """Share of the tokens that a factor drops."""
+    return "" if factor == 1 else RATIOS.get(factor, f"{1 - 1 / factor**2:.4f}")
 
 
 def table(found: Sequence[dict[str, Any]]) -> str:
@@ -197,14 +213,19 @@ def main() -> None:
     a = _arguments()
     prompts = a.prompts.read_text().split("\n") if a.prompts else list(PROMPTS)
     prompts = [prompt for prompt in prompts if prompt]
-    pipe, native = gen.open_pipeline(gen.Request(model=a.model, steps=a.steps, config=None))
+    pipe, native = gen.open_pipeline(
+        gen.Request(model=a.model, steps=a.steps, config=None, **single_precision(a.device))
+    )
     lpips = quality.load_lpips(LPIPS) if LPIPS.exists() else None
     shared = settings(pipe, a, native)
     cells = [] if a.quick else cells_of(a.json, shared)
     jobs = [Job(size, tuple(RATIOS), a.count, native.steps) for size in a.size or [native.height]]
     if a.kept:
         for size, factor in sizes_that_keep(pipe, native, a.kept):
-            jobs.append(Job(size, (factor,), 1, a.kept_steps))
+            auto = chosen_factor(pipe, replace(native, width=size, height=size))
+            jobs.append(
+                Job(size, (factor,), a.kept_count, a.kept_steps, auto if auto != factor else 1)
+            )
     for job in jobs:
         words = [(p, seed) for p in prompts[: job.count] for seed in range(a.seeds)]
         for cell in measure(pipe, native, job, words, lpips, cells):
@@ -213,9 +234,9 @@ def main() -> None:
             print(f"{job.size} pixels, {cell['prompt']!r}, seed {cell['seed']}: {seconds:.0f} s",
                   flush=True)  # fmt: skip
             if not a.quick:
-                record = {**shared, "environment": environment(), "cells": cells}
+                record = {**shared, "environment": environment(native.device), "cells": cells}
                 write(a.json, {**record, "lines": lines(cells)}, about(record))
-    print(about({**shared, "environment": environment(), "cells": cells}))
+    print(about({**shared, "environment": environment(native.device), "cells": cells}))
 
 
 def cells_of(path: Path, shared: dict[str, Any]) -> list[Cell]:
@@ -235,7 +256,8 @@ def about(record: dict[str, Any]) -> str:
     text = (
         f"Model: {record['model']}.{note} Guidance {record['guidance']}; distances to the dense "
         "picture of the same steps, median (lowest to highest picture). "
-        f"{record['dtype']} on {record['device']}, {made['cpu']}, torch {made['torch']}, "
+        f"{record['dtype']} on {record['device']}, {made['gpu'] or made['cpu']}, "
+        f"torch {made['torch']}, "
         f"commit {str(made['commit'])[:12]}."
     )
     return f"{text}\n\n{table(lines(record['cells']))}"
@@ -249,10 +271,12 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, help="there; default: the model's own")
     parser.add_argument("--seeds", type=int, default=1, help="pictures a prompt")
     parser.add_argument("--kept", type=int, default=KEPT, help="tokens left at larger sizes; 0: no")
-    parser.add_argument("--kept-steps", type=int, default=4, help="of the one picture there")
+    parser.add_argument("--kept-count", type=int, default=1, help="of the prompts there")
+    parser.add_argument("--kept-steps", type=int, default=4, help="there")
     parser.add_argument("--prompts", type=Path, help="a file, one a line")
     parser.add_argument("--json", type=Path, default=RESULTS / "table1.json")
     parser.add_argument("--quick", action="store_true", help="a trial of the script; no file")
+    add_device(parser)
     a = parser.parse_args()
     if a.quick:
         a.size, a.steps, a.count, a.seeds, a.kept = [192], 1, 1, 1, 0
