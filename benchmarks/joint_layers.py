@@ -2,7 +2,7 @@
 
     python benchmarks/joint_layers.py                              # FLUX, SD3.5 medium, Wan 1.3B
     python benchmarks/joint_layers.py --shape flux --size 2048 --device cuda --dtype bfloat16 \\
-        --backend flash --rounds 50                                # on a GPU, with every kernel
+        --backend default --backend flash --rounds 50              # on a GPU, kernel by kernel
     python benchmarks/joint_layers.py --quick                      # seconds; tells nothing
 
 One attention module of each kind, at the published width with random weights, between its norm and
@@ -10,7 +10,8 @@ its block. The ideal is written by hand: it is given the kept tokens and their r
 weighs no key. Candidates take turns, the start rotates; the cost is the median of the ratios within
 a round. Where PyTorch's default attention is used the weights of the keys go in as a mask, and the
 head channel, which every other backend needs, is timed beside it. Before it is timed, the patched
-module is compared with the ideal under a mask. Prints tables, and writes JSON with ``--out``.
+module is compared with the ideal under a mask, with every backend. TF32 is off, so that float32 is
+compared with float32. Prints tables, and writes JSON with ``--out``.
 """
 
 from __future__ import annotations
@@ -34,11 +35,12 @@ from tokendown.adapters.inputs import denoiser_inputs
 from tokendown.adapters.intercept import intercepts
 from tokendown.adapters.joint import JointKeys
 from tokendown.adapters.transformers import attentions, find_adapter
-from tokendown.bench.backends import CHOICES, attention_backend
+from tokendown.bench.backends import CHOICES, DEFAULT, attention_backend
 from tokendown.bench.machine import hardware, software, threads
 from tokendown.bench.measure import measure
 from tokendown.bench.shapes import SHAPES
 
+WARMUP = 3
 FRAMES = 3  # latent frames of a video: 9 frames
 KINDS = {"flux": 2, "sd35-medium": 2, "wan-1.3b": 1}  # different attention modules of a model
 
@@ -230,7 +232,7 @@ def compare(case: Case, kept: Kept) -> float:
 # Timing
 
 
-def candidates(case: Case, kept: Kept) -> dict[str, Callable[[], object]]:
+def candidates(case: Case, kept: Kept, backend: str) -> dict[str, Callable[[], object]]:
     """Name to call; the ideal comes first."""
 
     def by_hand() -> None:
@@ -242,22 +244,30 @@ def candidates(case: Case, kept: Kept) -> dict[str, Callable[[], object]]:
             case.run()
 
     calls: dict[str, Callable[[], object]] = {"ideal": by_hand, "patched": case.run}
-    if type(case.attention.processor).__module__.split("_")[-1] in ("flux", "wan"):
+    both = backend == DEFAULT  # elsewhere the head channel is what the patch does anyway
+    if both and type(case.attention.processor).__module__.split("_")[-1] in ("flux", "wan"):
         calls["patched, head channel"] = in_a_head_channel
     return calls
 
 
-def measure_case(case: Case, options: argparse.Namespace) -> dict[str, Any]:
-    """One record."""
+def measure_case(case: Case, options: argparse.Namespace, backend: str) -> dict[str, Any]:
+    """One record.
+
+    Raises:
+        RuntimeError: the backend does not take this module.
+    """
     device = torch.device(options.device)
     kept = kept_of(case)
-    error = compare(case, kept)
-    if error > (1e-4 if options.dtype == "float32" else 5e-2):
-        raise SystemExit(f"{case.name}: the patched module is {error:.1e} from the ideal")
-    calls = candidates(case, kept)
+    calls = candidates(case, kept, backend)
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     names = list(calls)
-    with attention_backend(options.backend):
+    with attention_backend(backend):
+        error = compare(case, kept)
+        if error > (1e-4 if options.dtype == "float32" else 5e-2):
+            raise SystemExit(f"{case.name}: the patched module is {error:.1e} from the ideal")
+        if device.type != "cpu":  # a first call loads kernels and fills the allocator
+            for call in calls.values():
+                measure(lambda call=call: [call(), {}][1], device, warmup=WARMUP)
         for number in range(options.rounds):
             first = number % len(names)
             for name in names[first:] + names[:first]:
@@ -274,14 +284,29 @@ def measure_case(case: Case, options: argparse.Namespace) -> dict[str, Any]:
         }
     hidden = case.call["hidden_states"]
     return {
-        "layer": case.name, "tokens": hidden.shape[1], "kept": kept.tokens.shape[1],
-        "width": hidden.shape[2], "error": error, "rows": rows,
+        "layer": case.name, "backend": backend, "tokens": hidden.shape[1],
+        "kept": kept.tokens.shape[1], "width": hidden.shape[2], "error": error, "rows": rows,
     }  # fmt: skip
+
+
+def attempt(case: Case, options: argparse.Namespace, backend: str) -> dict[str, Any]:
+    """One record, or why there is none: a kernel may refuse a head of this width."""
+    try:
+        return measure_case(case, options, backend)
+    except RuntimeError as error:
+        return {"layer": case.name, "backend": backend, "refused": str(error).split("\n")[0]}
 
 
 def report(shape: str, record: dict[str, Any]) -> None:
     """A table."""
-    print(f"{shape} {record['layer']}: {record['tokens']} tokens, {record['kept']} kept")
+    if "refused" in record:
+        print(f"{shape} {record['layer']}, {record['backend']}: {record['refused']}", flush=True)
+        return
+    print(
+        f"{shape} {record['layer']}, {record['backend']}: {record['tokens']} tokens, "
+        f"{record['kept']} kept",
+        flush=True,
+    )
     for name, row in record["rows"].items():
         low, high = row["range"]
         print(
@@ -299,12 +324,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
-    parser.add_argument("--backend", choices=CHOICES[:-1], default="default")
+    parser.add_argument("--backend", choices=CHOICES[:-1], action="append", help="several times")
     parser.add_argument("--out", type=Path, help="a JSON file")
     parser.add_argument("--quick", action="store_true", help="128 pixels, one round")
     options = parser.parse_args()
     if options.quick:
         options.size, options.rounds = 128, 1
+    options.backend = list(dict.fromkeys(options.backend or [DEFAULT]))
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     device, dtype = torch.device(options.device), getattr(torch, options.dtype)
     records = []
     for shape in options.shape:
@@ -314,9 +341,10 @@ def main() -> None:
             apply_patch(model, factor=options.factor, anchors=options.anchors),
         ):
             for case in capture(model, inputs, KINDS[shape]):
-                record = measure_case(case, options)
-                report(shape, record)
-                records.append({"shape": shape, **record})
+                for backend in options.backend:
+                    record = attempt(case, options, backend)
+                    report(shape, record)
+                    records.append({"shape": shape, **record})
         del model
     if options.out:
         settings = {k: v for k, v in vars(options).items() if k not in ("out", "quick", "shape")}

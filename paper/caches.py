@@ -29,7 +29,7 @@ from diffusers import (
     TaylorSeerCacheConfig,
 )
 from diffusers.hooks.first_block_cache import FBCHeadBlockHook
-from paper.report import RESULTS, environment, markdown, write
+from paper.report import add_device, environment, markdown, write
 from torch.utils.flop_counter import FlopCounterMode
 
 from tokendown import apply_patch
@@ -185,6 +185,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", type=int, nargs="+", default=[1024, 2048], help="pixels, square")
     parser.add_argument("--steps", type=int, default=10)
+    add_device(parser)  # nothing is computed there: the count is the same everywhere
     parser.add_argument("--quick", action="store_true", help="a trial of the script; no file")
     a = parser.parse_args()
     names = list(CACHES)
@@ -200,7 +201,7 @@ def main() -> None:
         "command": "python -m paper.caches", "model": FLUX.name, "steps": a.steps,
         "computed_first": COMPUTED, "factor": FACTOR, "anchors": 32, **environment(), "rows": found,
     }  # fmt: skip
-    write(RESULTS / "caches.json", record, table(found))
+    write(a.out / "caches.json", record, table(found))
 
 
 if __name__ == "__main__":

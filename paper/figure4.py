@@ -16,7 +16,7 @@ import json
 from pathlib import Path
 from statistics import fmean
 
-from paper.report import add_device, single_precision
+from paper.report import add_device, environment, exact
 from PIL import Image, ImageDraw, ImageFont
 
 from tokendown import generate as gen
@@ -86,21 +86,19 @@ def main() -> None:
     parser.add_argument("--size", help="WIDTHxHEIGHT")
     parser.add_argument("--steps", type=int)
     parser.add_argument("--prompts", type=int, default=4, help="how many of the fixed ones")
+    add_device(parser, out=False)
+    parser.add_argument("--out", type=Path, help="one folder for map and numbers")
     parser.add_argument("--quick", action="store_true")
-    add_device(parser)
     arguments = parser.parse_args()
     width, height = parse_size(arguments.size)
     steps = 4 if arguments.quick else arguments.steps
+    exact()
     pipe, request = gen.open_pipeline(
         gen.Request(
-            model=arguments.model,
-            width=width,
-            height=height,
-            steps=steps,
-            config=None,
-            **single_precision(arguments.device),
+            model=arguments.model, width=width, height=height, steps=steps, config=None,
+            device=arguments.device, dtype="float32",
         )
-    )
+    )  # fmt: skip
     prompts = PROMPTS[: 1 if arguments.quick else arguments.prompts]
     analysis = analyze(
         pipe, request, prompts, factors=(2,), anchors=(0,), methods=("nearest",), queries=64
@@ -109,10 +107,13 @@ def main() -> None:
         print(f"{mean:6.3f}  {name}")
     if arguments.quick:
         return
-    (HERE / "figures").mkdir(exist_ok=True)
-    draw(analysis).save(HERE / "figures" / "figure4.png")
-    (HERE / "figures" / "figure4.svg").write_text(similarity_map(analysis) + "\n")
-    (HERE / "results" / "figure4.json").write_text(json.dumps(numbers(analysis), indent=1) + "\n")
+    figures, results = (arguments.out or HERE / name for name in ("figures", "results"))
+    for folder in (figures, results):
+        folder.mkdir(parents=True, exist_ok=True)
+    draw(analysis).save(figures / "figure4.png")
+    (figures / "figure4.svg").write_text(similarity_map(analysis) + "\n")
+    record = {**numbers(analysis), "environment": environment(request.device)}
+    (results / "figure4.json").write_text(json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import argparse
 from typing import Any
 
 import torch
-from paper.report import RESULTS, add_device, environment, markdown, single_precision, spread, write
+from paper.report import add_device, environment, exact, markdown, spread, write
 from paper.table1 import PROMPTS
 from torch import Tensor
 
@@ -97,30 +97,28 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=builtin.NATIVE, help="pixels, square")
     parser.add_argument("--steps", type=int, default=builtin.STEPS)
     parser.add_argument("--count", type=int, default=4, help="of the prompts")
-    parser.add_argument("--quick", action="store_true", help="a trial of the script; no file")
     add_device(parser)
+    parser.add_argument("--quick", action="store_true", help="a trial of the script; no file")
     a = parser.parse_args()
     if a.quick:
         a.steps, a.count = 1, 1
+    exact()
     pipe, request = gen.open_pipeline(
         gen.Request(
-            width=a.size, height=a.size, steps=a.steps, config=None, **single_precision(a.device)
+            width=a.size, height=a.size, steps=a.steps, config=None,
+            device=a.device, dtype="float32",
         )
-    )
+    )  # fmt: skip
     pipe.set_progress_bar_config(disable=True)
     prompts = PROMPTS[: a.count]
     found = rows(pipe, request, prompts)
     if a.quick:
         return
     settings = {"size": a.size, "steps": a.steps, "guidance": request.guidance, "prompts": prompts}
-    record = {
-        "command": "python -m paper.levels",
-        **settings,
-        **environment(request.device),
-        "rows": found,
-    }
+    record = {"command": "python -m paper.levels", **settings, "dtype": request.dtype,
+              **environment(request.device), "rows": found}  # fmt: skip
     name = "levels" if a.size == builtin.NATIVE else f"levels-{a.size}"
-    write(RESULTS / f"{name}.json", record, table(found))
+    write(a.out / f"{name}.json", record, table(found))
 
 
 if __name__ == "__main__":

@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 
+from tokendown.bench.machine import hardware
+
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -24,34 +26,43 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
     return {"median": statistics.median(runs), "low": min(runs), "high": max(runs), "runs": runs}
 
 
-def add_device(parser: argparse.ArgumentParser) -> None:
-    """The option of the scripts that draw pictures."""
-    parser.add_argument(
-        "--device", default="auto", help="cuda, mps or cpu; default: the first here"
-    )
+def add_device(parser: argparse.ArgumentParser, out: bool = True) -> None:
+    """The options of every script that computes: ``--device``, and ``--out``, a folder."""
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, mps or auto")
+    if out:
+        parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the files")
 
 
-def single_precision(device: str) -> dict[str, str]:
-    """Part of a request: small distances are measured in float32, also by a GPU's convolutions."""
-    torch.backends.cudnn.allow_tf32 = False  # of its own accord cuDNN keeps ten bits of a number
-    return {"device": device, "dtype": "float32"}
+def exact() -> None:
+    """Makes float32 mean float32 on CUDA as well.
+
+    TF32 keeps 10 bits of a factor's mantissa. PyTorch uses it in convolutions unless told not to,
+    and the distances measured here can be smaller than what that rounds away.
+    """
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
 
 
 def environment(device: str = "cpu") -> dict[str, Any]:
-    """The machine and the software that a record comes from."""
+    """The machine and the software that a record comes from.
+
+    Args:
+        device: that computed; anything but the CPU is recorded beside it.
+    """
     commit = None
     with contextlib.suppress(OSError):  # no git here
         git = subprocess.run(
             ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
         )
         commit = git.stdout.strip() or None
-    gpu = torch.cuda.get_device_name(device) if device.startswith("cuda") else None
     cpu = [line for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
+    where = torch.device(device)
+    other = {} if where.type == "cpu" else {"device": hardware(where)}
     return {
+        **other,
         "commit": commit,
         "cpu": cpu[0].split(":")[1].strip() if cpu else platform.processor() or None,
         "cores": os.cpu_count(),
-        "gpu": gpu,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "python": platform.python_version(),

@@ -1,7 +1,6 @@
 """The paper's Table 1: ToMe and ToDo at ratios 0.75, 0.89 and 0.9375, against dense attention.
 
     python -m paper.table1                      # the built-in model; resumes where it stopped
-    python -m paper.table1 --kept-count 8 --kept-steps 20       # on a GPU
     python -m paper.table1 --size 256 512 --count 2 --kept 0
     python -m paper.table1 --model FOLDER_OR_HUB_ID --steps 30 --prompts FILE
     python -m paper.table1 --quick              # under a minute, fewer of everything, no file
@@ -9,10 +8,11 @@
 Rows: tomesd 0.1.3 (ToMe), the grid alone (ToDo), and the grid with anchors and log m (tokendown);
 factors 2, 3, 4 of the finest level that has self-attention keep 1/4, 1/9 and 1/16 of its tokens.
 First every ratio at the sizes asked for, with ``--count`` prompts; then each ratio at the size
-where it leaves 4,096 tokens, as in the paper, beside the ``auto`` preset, with one prompt and few
-steps, for a large picture takes minutes on a CPU. Distances are to the dense picture of the same
-prompt, seed and steps; median (lowest to highest) over prompts and seeds. The definition of the
-paper's own "HPF" is not known to us: ``tokendown.quality.hpf`` says what ours is.
+where it leaves 4,096 tokens, as in the paper, with one prompt and few steps, for a large picture
+takes minutes on a CPU (``--kept-count`` and ``--kept-steps`` ask for more). The row auto is the
+preset of that name, where it differs from every other row. Distances are to the dense picture of
+the same prompt, seed and steps; median (lowest to highest) over prompts and seeds. The
+definition of the paper's own "HPF" is not known to us: ``tokendown.quality.hpf`` says what ours is.
 """
 
 from __future__ import annotations
@@ -25,17 +25,18 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from paper.report import RESULTS, add_device, environment, markdown, single_precision, spread, write
+from paper.report import add_device, environment, exact, markdown, spread, write
 
 from tokendown import generate as gen
 from tokendown import quality, sheets
+from tokendown._errors import NothingPatchedError
 from tokendown.methods import Method, parse_method
 from tokendown.models import builtin
 from tokendown.models.loading import fingerprint
+from tokendown.summary import Summary
 
 LPIPS = Path(__file__).parent.parent / ".cache" / "metrics" / quality.LPIPS_FILE
 KEPT = 4096
-AUTO = parse_method("auto")
 RATIOS = {2: "0.75", 3: "0.89", 4: "0.9375"}
 PROMPTS = (
     "red apple on a blue background",
@@ -70,38 +71,48 @@ class Job:
         factors: of the finest level.
         count: of the prompts.
         steps: of a picture.
-        auto: what the ``auto`` preset chooses there, for a row of its own; 1 means no row.
     """
 
     size: int
     factors: tuple[int, ...]
     count: int
     steps: int
-    auto: int = 1
 
 
-def methods(job: Job) -> dict[Method, tuple[str, int]]:
+def methods(factors: tuple[int, ...]) -> dict[Method, tuple[str, int]]:
     """Method to its name in the table and its factor."""
-    found = {AUTO: ("tokendown", job.auto)} if job.auto > 1 else {}
-    for factor in job.factors:
+    found = {}
+    for factor in factors:
         found[parse_method(f"tomesd={1 - 1 / factor**2:.4f},stride={factor}")] = ("ToMe", factor)
         found[parse_method(f"paper,factor={factor}")] = ("ToDo", factor)
         found[parse_method(f"factor={factor}")] = ("tokendown", factor)
     return found
 
 
+AUTO = parse_method("auto")
+
+
+def with_auto(
+    pipe: Any, request: gen.Request, plans: dict[Method, Summary | None]
+) -> tuple[dict[Method, Summary | None], int]:
+    """The preset beside the plans, if none of them does the same, and its factor at the finest."""
+    try:
+        auto = sheets.plan(pipe, request, [AUTO])[AUTO]
+    except NothingPatchedError:
+        return plans, 1
+    if auto is None or not auto.changes_anything:
+        return plans, 1
+    if any(plan is not None and plan.layers == auto.layers for plan in plans.values()):
+        return plans, 1
+    largest = max(auto.layers, key=lambda layer: layer.keys_before)
+    return {**plans, AUTO: auto}, largest.factor
+
+
 def finest(pipe: Any, request: gen.Request) -> tuple[int, int]:
     """(height, width) of the finest grid that has self-attention, at the request's size."""
-    return max((layer.grid for layer in _layers(pipe, request) if layer.grid), key=math.prod)
-
-
-def chosen_factor(pipe: Any, request: gen.Request) -> int:
-    """What the ``auto`` preset does there, at the finest grid."""
-    return max(layer.factor or 1 for layer in _layers(pipe, request))
-
-
-def _layers(pipe: Any, request: gen.Request) -> Any:
-    return sheets.plan(pipe, request, [AUTO])[AUTO].layers
+    plan = sheets.plan(pipe, request, [parse_method("factor=2")])
+    summary = plan[parse_method("factor=2")]
+    return max((layer.grid for layer in summary.layers if layer.grid), key=math.prod)
 
 
 def sizes_that_keep(pipe: Any, native: gen.Request, kept: int) -> list[tuple[int, int]]:
@@ -129,7 +140,7 @@ def measure(
         lpips: to measure that as well, or None.
         known: cells of an earlier run.
     """
-    table = methods(job)
+    table = methods(job.factors)
     for prompt, seed in words:
         asked = {**asdict(job), "factors": list(job.factors), "prompt": prompt, "seed": seed}
         del asked["count"]
@@ -139,17 +150,24 @@ def measure(
             native, prompt=prompt, seed=seed, width=job.size, height=job.size, steps=job.steps
         )
         plans = sheets.plan(pipe, request, list(table))
+        plans, automatic = with_auto(pipe, request, plans)
+        names = {**table, AUTO: ("auto", automatic)}
         [row] = sheets.make_rows(pipe, [request], list(plans), lpips=lpips)
         height, width = finest(pipe, request)
         numbers = []
         for method, picture in row.pictures.items():
-            name, factor = table.get(method, ("dense", 1))
+            name, factor = names.get(method, ("dense", 1))
             kept = math.ceil(height / factor) * math.ceil(width / factor)
             numbers.append(
                 {"method": name, "factor": factor, "kept_tokens": kept,
                  "seconds": round(picture.denoising_seconds, 2), **row.numbers[method]}
             )  # fmt: skip
         yield {**asked, "numbers": numbers}
+
+
+def ratio(factor: int) -> str:
+    """The share of tokens that goes, as the paper rounds it; nothing for a dense picture."""
+    return RATIOS.get(factor, "" if factor == 1 else f"{1 - 1 / factor**2:.4f}")
 
 
 def lines(cells: Sequence[Cell]) -> list[dict[str, Any]]:
@@ -168,11 +186,6 @@ def lines(cells: Sequence[Cell]) -> list[dict[str, Any]]:
             line[name] = None if None in values else spread(values)
         found.append(line)
     return found
-
-
-def ratio(factor: int) -> str:
-    """Share of the tokens that a factor drops."""
-    return "" if factor == 1 else RATIOS.get(factor, f"{1 - 1 / factor**2:.4f}")
 
 
 def table(found: Sequence[dict[str, Any]]) -> str:
@@ -213,19 +226,19 @@ def main() -> None:
     a = _arguments()
     prompts = a.prompts.read_text().split("\n") if a.prompts else list(PROMPTS)
     prompts = [prompt for prompt in prompts if prompt]
+    exact()
     pipe, native = gen.open_pipeline(
-        gen.Request(model=a.model, steps=a.steps, config=None, **single_precision(a.device))
+        gen.Request(model=a.model, steps=a.steps, config=None, device=a.device, dtype="float32")
     )
     lpips = quality.load_lpips(LPIPS) if LPIPS.exists() else None
+    if lpips is not None and native.device.startswith("cuda"):
+        lpips = lpips.to(native.device)
     shared = settings(pipe, a, native)
     cells = [] if a.quick else cells_of(a.json, shared)
     jobs = [Job(size, tuple(RATIOS), a.count, native.steps) for size in a.size or [native.height]]
     if a.kept:
         for size, factor in sizes_that_keep(pipe, native, a.kept):
-            auto = chosen_factor(pipe, replace(native, width=size, height=size))
-            jobs.append(
-                Job(size, (factor,), a.kept_count, a.kept_steps, auto if auto != factor else 1)
-            )
+            jobs.append(Job(size, (factor,), a.kept_count, a.kept_steps))
     for job in jobs:
         words = [(p, seed) for p in prompts[: job.count] for seed in range(a.seeds)]
         for cell in measure(pipe, native, job, words, lpips, cells):
@@ -256,9 +269,8 @@ def about(record: dict[str, Any]) -> str:
     text = (
         f"Model: {record['model']}.{note} Guidance {record['guidance']}; distances to the dense "
         "picture of the same steps, median (lowest to highest picture). "
-        f"{record['dtype']} on {record['device']}, {made['gpu'] or made['cpu']}, "
-        f"torch {made['torch']}, "
-        f"commit {str(made['commit'])[:12]}."
+        f"{record['dtype']} on {record['device']}, {made.get('device', made['cpu'])}, "
+        f"torch {made['torch']}, commit {str(made['commit'])[:12]}."
     )
     return f"{text}\n\n{table(lines(record['cells']))}"
 
@@ -272,12 +284,13 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=1, help="pictures a prompt")
     parser.add_argument("--kept", type=int, default=KEPT, help="tokens left at larger sizes; 0: no")
     parser.add_argument("--kept-count", type=int, default=1, help="of the prompts there")
-    parser.add_argument("--kept-steps", type=int, default=4, help="there")
+    parser.add_argument("--kept-steps", type=int, default=4, help="of a picture there")
     parser.add_argument("--prompts", type=Path, help="a file, one a line")
-    parser.add_argument("--json", type=Path, default=RESULTS / "table1.json")
-    parser.add_argument("--quick", action="store_true", help="a trial of the script; no file")
+    parser.add_argument("--json", type=Path, help="default: table1.json in the folder --out")
     add_device(parser)
+    parser.add_argument("--quick", action="store_true", help="a trial of the script; no file")
     a = parser.parse_args()
+    a.json = a.json or a.out / "table1.json"
     if a.quick:
         a.size, a.steps, a.count, a.seeds, a.kept = [192], 1, 1, 1, 0
     return a
