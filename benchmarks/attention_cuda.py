@@ -7,7 +7,7 @@ Layers of published models with the keys that are kept of them, random values, o
 each; dense attention beside it tells what a kernel can do. Ways take turns within a round. Each is
 compared with float64 for some queries before it is timed; one that a kernel refuses says so. A
 bias goes in as a mask, in one more head channel (``fold_bias``), through FlexAttention, or not at
-all: two calls, over grid keys and exact keys, are merged by their log-sum-exp.
+all: two calls, over grid keys and exact keys, are merged by their log-sum-exp (``multiplicity``).
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from tokendown.attention import fold_bias
 from tokendown.bench.machine import hardware, software
 from tokendown.bench.measure import measure
 from tokendown.flops import attention_flops
+from tokendown.multiplicity import kernel_for, merged
 
 KERNELS = {
     "flash": SDPBackend.FLASH_ATTENTION,
@@ -128,36 +129,23 @@ def extra_channel(layer: Layer) -> Tensor:
     return sdpa(query, key, value, scale=layer.scale)[..., : layer.case.size]
 
 
-def two_calls(layer: Layer, attention: Callable[..., tuple[Tensor, Tensor]]) -> Tensor:
-    """Grid keys and exact keys apart; the share of each is the sigmoid of the difference."""
-    grid = layer.case.grid
-    a, a_sum = attention(layer.query, layer.key[:, :, :grid], layer.value[:, :, :grid])
-    b, b_sum = attention(layer.query, layer.key[:, :, grid:], layer.value[:, :, grid:])
-    return merged()(a, a_sum, b, b_sum, 2 * math.log(layer.case.factor))
+def two_calls(names: dict[bool, str]) -> Callable[[Layer], Tensor]:
+    """Grid keys and exact keys apart.
 
+    Args:
+        names: of the kernels, for many keys (True) and for few.
+    """
 
-def _merge(a: Tensor, a_sum: Tensor, b: Tensor, b_sum: Tensor, more: float) -> Tensor:
-    share = torch.sigmoid(a_sum + more - b_sum).unsqueeze(-1)
-    return torch.lerp(b.float(), a.float(), share).to(a.dtype)
+    def run(layer: Layer) -> Tensor:
+        def kernel(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Any:
+            chosen = kernel_for(query, key, value, names[key.shape[2] == layer.case.grid])
+            assert chosen is not None
+            return chosen(query, key, value, scale)
 
+        runs = (layer.case.grid, layer.case.factor**2), (layer.case.exact, 1)
+        return merged(layer.query, layer.key, layer.value, runs, kernel)
 
-@cache
-def merged() -> Callable[..., Tensor]:
-    """Compiled, so that it is one pass."""
-    return torch.compile(_merge, dynamic=False)
-
-
-def flash_with_sum(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-    pad = -query.shape[-1] % 8
-    assert not pad
-    return torch.ops.aten._scaled_dot_product_flash_attention(query, key, value)[:2]
-
-
-def cudnn_with_sum(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-    out, total, *_ = torch.ops.aten._scaled_dot_product_cudnn_attention(
-        query, key, value, None, True
-    )
-    return out, total.reshape(query.shape[:3])
+    return run
 
 
 def flex(layer: Layer) -> Tensor:
@@ -198,8 +186,9 @@ def ways(device: torch.device, flexible: bool) -> dict[str, Callable[[Layer], Te
         if device.type == "cuda":
             found |= {f"{sort}, {name}": within(k, way) for name, k in KERNELS.items()}
     if device.type == "cuda":
-        found["two calls, flash"] = partial(two_calls, attention=flash_with_sum)
-        found["two calls, cudnn"] = partial(two_calls, attention=cudnn_with_sum)
+        for name in ("cudnn", "flash"):
+            found[f"two calls, {name}"] = two_calls({True: name, False: name})
+        found["two calls, cudnn and flash"] = two_calls({True: "cudnn", False: "flash"})
     if flexible:
         found["flex"] = flex
     return found

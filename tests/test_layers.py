@@ -19,6 +19,7 @@ LAYERS = [
     {"_errors"},
     {"config", "grid", "flops", "scales", "jitter"},
     {"tuned"},
+    {"multiplicity"},
     {"select"},
     {"attention", "sequence"},
     {"adapters/"},

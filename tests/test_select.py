@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 import reference
 from tokendown import Grid, GridError, attend, select_tokens
 from tokendown.attention import fold_bias, vector_norm
+from tokendown.multiplicity import bias_of
 from tokendown.select import Selection, kept_tokens, select
 
 sides = st.integers(1, 13)
@@ -131,7 +132,7 @@ def test_factor_one_keeps_everything_once():
     kept = select(noise(1, 35), Grid(5, 7), 1, anchors=8)
     x = noise(1, 35, 3)
     assert torch.equal(kept.take(x), x)
-    assert kept.bias(x) is None
+    assert bias_of(kept.runs(), x) is None
     assert kept_tokens(Grid(5, 7), 1, 8) == 35
 
 
@@ -139,12 +140,12 @@ def test_factor_one_keeps_everything_once():
 def test_bias_is_log_m(exact):
     kept = select(noise(2, 35), Grid(5, 7), 3, anchors=4)
     want = [math.log(9)] * 6 + [0.0] * (4 + exact)
-    assert kept.bias(noise(1), exact).tolist() == pytest.approx(want)
+    assert bias_of(kept.runs(exact), noise(1)).tolist() == pytest.approx(want)
 
 
 def test_a_constant_multiplicity_needs_no_bias():
-    assert Selection(Grid(5, 7), 3).bias(noise(1)) is None
-    assert Selection(Grid(5, 7), 3).bias(noise(1), exact=2) is not None
+    assert bias_of(Selection(Grid(5, 7), 3).runs(), noise(1)) is None
+    assert bias_of(Selection(Grid(5, 7), 3).runs(exact=2), noise(1)) is not None
 
 
 # Masks

@@ -44,14 +44,15 @@ class Place:
         Colours are to be multiplied by alpha already: clear pixels must not tint the edges.
         """
         inner = round(self.scale * side)
+        x = rgba.float() if rgba.is_cuda else rgba  # there is no kernel for bytes on a GPU
         x = functional.interpolate(
-            rgba[None].contiguous(memory_format=torch.channels_last),  # ten times as fast
+            x[None].contiguous(memory_format=torch.channels_last),  # ten times as fast
             (inner, inner),
             mode="bilinear",
             antialias=True,
         )[0]
         top, left = round(self.down * (side - inner)), round(self.right * (side - inner))
-        out = torch.zeros(4, side, side, dtype=rgba.dtype)
+        out = x.new_zeros(4, side, side)
         out[:, top : top + inner, left : left + inner] = x
         return out
 
@@ -97,7 +98,8 @@ class Pictures:
         rgba = self.rgba[picture]
         solid = rgba[:3].float() * rgba[3:] / 255
         x = place.put(torch.cat([solid.round().byte(), rgba[3:]]), side).float() / 255
-        return lay_over(x[None], torch.tensor([PALETTE[colour]]) / 255)[0] * 2 - 1
+        rgb = torch.tensor([PALETTE[colour]], device=x.device) / 255
+        return lay_over(x[None], rgb)[0] * 2 - 1
 
 
 def read_names(subjects: tuple[str, ...] = ()) -> list[Concept]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from typing import NamedTuple
 
@@ -45,19 +44,17 @@ class Latents:
 
     def fill(self, batches: Iterable[Batch]) -> None:
         """Everything that the batches can ask for, ahead: on a GPU, where one by one is slow."""
-        with ThreadPoolExecutor(initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            for whole in {batch.whole for batch in batches}:
-                places = product(self.pictures.pairs(), range(PLACES[whole]))
-                wanted = [Wanted(*pair, place, whole) for pair, place in places]
-                for start in range(0, len(wanted), _AT_ONCE):
-                    self._learn(wanted[start : start + _AT_ONCE], pool)
+        for whole in {batch.whole for batch in batches}:
+            places = product(self.pictures.pairs(), range(PLACES[whole]))
+            wanted = [Wanted(*pair, place, whole) for pair, place in places]
+            for start in range(0, len(wanted), _AT_ONCE):
+                self._learn(wanted[start : start + _AT_ONCE])
 
-    def _learn(self, wanted: list[Wanted], pool: ThreadPoolExecutor | None = None) -> None:
+    def _learn(self, wanted: list[Wanted]) -> None:
         """Encodes pictures of one size."""
         if not wanted:
             return
-        each = pool.map if pool else map
-        pixels = torch.stack(list(each(self._pixels, wanted))).to(self.device)
+        pixels = torch.stack([self._pixels(each) for each in wanted]).to(self.device)
         with torch.no_grad():
             z = self.autoencoder.encode(pixels).latents * self.autoencoder.config.scaling_factor
         self.known |= zip(wanted, z.half(), strict=True)

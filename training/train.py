@@ -132,6 +132,7 @@ def train(config: Config, minutes: float, steps: int | None = None) -> None:
     autoencoder = load_trained(config).to(run.device, memory_format=torch.channels_last)
     latents = Latents(Pictures(config.subjects), autoencoder)
     if run.device.type == "cuda":
+        latents.pictures.rgba = latents.pictures.rgba.to(run.device)
         latents.fill(batch for stage in config.stages for batch in stage.batches)
     log = Log(config.folder / "train.jsonl")
     last = run.step + steps if steps else None

@@ -16,6 +16,7 @@ from torch.nn import functional
 from ._errors import GridError
 from .config import CellMethod
 from .grid import Grid
+from .multiplicity import weighed
 from .select import select
 
 
@@ -64,12 +65,11 @@ def attend(
     image_value, exact_value = torch.split(value, [grid.tokens, exact], dim=-2)
     scores = vector_norm(image_key) if anchors and factor > 1 else None
     kept = select(scores, grid, factor, anchors=anchors, method=method)
-    bias = kept.bias(query, exact)
-    return functional.scaled_dot_product_attention(
+    return weighed(
         query,
         torch.cat([kept.take(image_key), exact_key], dim=-2),
         torch.cat([kept.take(image_value), exact_value], dim=-2),
-        attn_mask=None if bias is None else bias[None],
+        kept.runs(exact),
         scale=scale,
         enable_gqa=query.shape[-3] != key.shape[-3],
     )

@@ -8,7 +8,6 @@ M = ceil(height / factor) * ceil(width / factor) of them. Source: arXiv:2402.135
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import log
 
 import torch
 from torch import Tensor
@@ -17,6 +16,7 @@ from torch.nn import functional
 from ._errors import GridError
 from .config import CellMethod
 from .grid import Grid
+from .multiplicity import Runs
 
 
 @dataclass(frozen=True)
@@ -70,28 +70,10 @@ class Selection:
         anchored = mask.gather(-1, index.expand(*mask.shape[:-1], count))
         return torch.cat([kept.expand(batch, *kept.shape[1:]), anchored], dim=-1)
 
-    def bias(self, like: Tensor, exact: int = 0) -> Tensor | None:
-        """log m of every kept key, followed by ``exact`` zeros, or None where m is constant.
-
-        A constant multiplicity cancels in the softmax: the grid on its own needs no bias.
-
-        Args:
-            like: gives device and dtype.
-            exact: further keys of multiplicity 1 that follow the kept ones.
-
-        Returns:
-            [M + A + exact] or None.
-        """
+    def runs(self, exact: int = 0) -> Runs:
+        """How often the kept keys count, and ``exact`` further ones that follow them."""
         ones = exact + (0 if self.anchors is None else self.anchors.shape[-1])
-        if self.factor == 1 or ones == 0:
-            return None
-        grid_keys = self.grid.coarse(self.factor).tokens
-        return torch.cat(
-            [
-                like.new_full((grid_keys,), 2.0 * log(self.factor)),
-                like.new_zeros(ones),
-            ]
-        )
+        return (self.grid.coarse(self.factor).tokens, self.factor**2), (ones, 1)
 
     def _on_grid(self, x: Tensor) -> Tensor:
         """[..., N, C] -> [..., M, C]"""

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from math import ceil, log
+from math import ceil
 
 import torch
 from torch import Tensor
 
 from .grid import Grid
 from .jitter import Place
+from .multiplicity import Runs
 
 
 @dataclass(frozen=True)
@@ -173,17 +174,11 @@ class Sequence:
             full[:, -self.after :] = kept[:, -self.after :]
         return full
 
-    def bias(self, like: Tensor) -> Tensor | None:
-        """log m of every kept key, [kept], or None where m is constant and cancels.
-
-        Args:
-            like: gives device and dtype.
-        """
+    def runs(self) -> Runs:
+        """How often the kept keys count."""
         ones = self.after + (0 if self.anchors is None else self.anchors.shape[-1])
-        runs = [(self.before, 1), *((box.kept, box.multiplicity) for box in self.boxes), (ones, 1)]
-        if len({multiplicity for count, multiplicity in runs if count}) == 1:
-            return None
-        return torch.cat([like.new_full((count,), log(m)) for count, m in runs if count])
+        boxes = ((box.kept, box.multiplicity) for box in self.boxes)
+        return (self.before, 1), *boxes, (ones, 1)
 
     def _starts(self) -> Iterator[tuple[int, Box]]:
         start = self.before

@@ -14,8 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from .._errors import GridError
-from ..attention import fold_bias, vector_norm
+from ..attention import vector_norm
+from ..multiplicity import Runs, bias_of
 from ..select import Selection, select
+from .dispatch import backend_name, weighed_on_backend
 from .intercept import ForwardIntercept
 from .plan import Layer, Plan
 
@@ -164,9 +166,11 @@ class FewerKeys(ForwardIntercept):
     ) -> Tensor:
         kept = selection.take(key_source(self.owner, hidden_states))
         assert self.layer.rule is not None, "installed on layers with a rule only"
-        bias = selection.bias(hidden_states) if self.layer.rule.multiplicity else None
-        if mask is None and _takes_chosen_backend(self.owner):
-            return _attend_on_chosen_backend(self.owner, hidden_states, kept, bias)
+        runs = selection.runs() if self.layer.rule.multiplicity else ()
+        bias = bias_of(runs, hidden_states)
+        two_calls = bias is not None and hidden_states.is_cuda
+        if mask is None and _is_plain(self.owner) and (two_calls or backend_name() != "native"):
+            return _attend_directly(self.owner, hidden_states, kept, runs)
         if mask is not None:
             mask = selection.take_mask(mask)
         if bias is not None:
@@ -207,30 +211,23 @@ def why_dense(attention: Any) -> str | None:
     return None
 
 
-def _takes_chosen_backend(attention: Any) -> bool:
-    """Whether a backend other than PyTorch's default was chosen and can be honoured.
+def _is_plain(attention: Any) -> bool:
+    """Whether its processor does nothing that ``_attend_directly`` does not.
 
     diffusers' processors for this class always call PyTorch's attention, whatever
-    ``set_attention_backend`` says, and would hand it a bias that flash kernels refuse.
+    ``set_attention_backend`` says, and would hand it a bias that flash kernels refuse and others
+    take their time for.
     """
-    from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
-
-    chosen, _ = _AttentionBackendRegistry.get_active_backend()
     return (
-        chosen != AttentionBackendName.NATIVE
-        and type(attention.processor).__name__ in _PLAIN
+        type(attention.processor).__name__ in _PLAIN
         and attention.group_norm is None
         and attention.spatial_norm is None
         and not attention.norm_cross
     )
 
 
-def _attend_on_chosen_backend(
-    attention: Any, hidden_states: Tensor, kept: Tensor, bias: Tensor | None
-) -> Tensor:
-    """Attention with the bias folded into the head channels, on the backend that is active."""
-    from diffusers.models.attention_dispatch import dispatch_attention_fn
-
+def _attend_directly(attention: Any, hidden_states: Tensor, kept: Tensor, runs: Runs) -> Tensor:
+    """What a plain processor does, on the backend that is active, with kept keys weighed."""
     size = attention.inner_dim // attention.heads
     query, key, value = (
         projection(tokens).unflatten(-1, (-1, size))
@@ -247,10 +244,7 @@ def _attend_on_chosen_backend(
     shared = query.shape[2] // key.shape[2]  # DreamLite: one head of keys for several of queries
     if shared > 1:
         key, value = key.repeat_interleave(shared, 2), value.repeat_interleave(shared, 2)
-    scale = size**-0.5
-    if bias is not None:
-        query, key, value = fold_bias(query, key, value, bias[:, None], scale=scale)
-    out = dispatch_attention_fn(query, key, value, scale=scale)[..., :size].flatten(-2)
+    out = weighed_on_backend(query, key, value, runs, scale=size**-0.5).flatten(-2)
     for layer in attention.to_out:
         out = layer(out)
     if attention.residual_connection:

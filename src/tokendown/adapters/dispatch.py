@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..attention import fold_bias
+from ..multiplicity import Runs, bias_of, kernel_for, merged, weighed, worth_merging
 from ..sequence import Sequence
 
 
@@ -102,18 +103,85 @@ def dispatched(
         return dispatch_attention_fn(query, key, value, attn_mask, *args, **options)  # type: ignore[no-any-return]
     call.begin(Inputs(query, key, value, attn_mask, scale, 1))
     key, value, mask = call.keep(key, 1), call.keep(value, 1), call.mask(attn_mask)
-    bias = call.sequence.bias(query) if call.counted else None
+    runs = call.sequence.runs() if call.counted else ()
+    if mask is None:
+        return weighed_on_backend(query, key, value, runs, *args, **options)
+    bias = bias_of(runs, query)
+    mask = mask if bias is None else merge(mask, bias)
+    return dispatch_attention_fn(query, key, value, mask, *args, **options)  # type: ignore[no-any-return]
+
+
+def weighed_on_backend(  # noqa: D417
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    runs: Runs,
+    *args: Any,
+    scale: float | None = None,
+    backend: Any = None,
+    parallel_config: Any = None,
+    **kwargs: Any,
+) -> Tensor:
+    """Attention in which keys count as often as their runs say, in the way that costs least.
+
+    Two calls on PyTorch's CUDA kernels; a broadcast mask on its default otherwise; one more head
+    channel elsewhere, for other kernels refuse masks (benchmarks/attention_cuda.py).
+
+    Args:
+        query: [batch, queries, heads, d].
+        key: [batch, keys, heads, d].
+        value: [batch, keys, heads, d].
+        runs: of the keys; empty where all count the same.
+        scale: of the logits; None means 1 / sqrt(d).
+        backend: of diffusers; None means the active one.
+        parallel_config: of diffusers.
+        args, kwargs: further arguments of ``dispatch_attention_fn``.
+    """
+    from diffusers.models.attention_dispatch import dispatch_attention_fn
+
+    options = {"backend": backend, "parallel_config": parallel_config, **kwargs}
+    bias = bias_of(runs, query)
     if bias is None:
-        return dispatch_attention_fn(query, key, value, mask, *args, **options)  # type: ignore[no-any-return]
-    if mask is not None or (parallel_config is None and _takes_masks(backend)):
-        mask = merge(mask, bias)
-        return dispatch_attention_fn(query, key, value, mask, *args, **options)  # type: ignore[no-any-return]
+        return dispatch_attention_fn(query, key, value, None, *args, scale=scale, **options)  # type: ignore[no-any-return]
+    if parallel_config is None:
+        out = _in_two_calls(query, key, value, runs, scale, backend)
+        if out is not None:
+            return out
+        if backend_name(backend) == "native":
+            mask = bias[None, None, None]
+            return dispatch_attention_fn(query, key, value, mask, *args, scale=scale, **options)  # type: ignore[no-any-return]
     size = query.shape[-1]
     scale = size**-0.5 if scale is None else scale
     query, key, value = fold_bias(query, key, value, bias[:, None], scale=scale)
-    options["scale"] = scale
-    out: Tensor = dispatch_attention_fn(query, key, value, None, *args, **options)
-    return out[..., :size]
+    folded: Tensor = dispatch_attention_fn(query, key, value, None, *args, scale=scale, **options)
+    return folded[..., :size]
+
+
+def _in_two_calls(
+    query: Tensor, key: Tensor, value: Tensor, runs: Runs, scale: float | None, backend: Any
+) -> Tensor | None:
+    """None where the backend has no such kernel, or they would not be faster."""
+    name = backend_name(backend)
+    if name not in _OWN_KERNELS or query.shape[2] != key.shape[2]:
+        return None
+    query, key, value = (x.transpose(1, 2) for x in (query, key, value))
+    kernel = kernel_for(query, key, value, _OWN_KERNELS[name])
+    if kernel is None or not worth_merging(query, runs):
+        return None
+    return merged(query, key, value, runs, kernel, scale=scale).transpose(1, 2)
+
+
+# Backends of diffusers that are kernels of PyTorch, to the kernel; None is PyTorch's choice.
+_OWN_KERNELS = {"native": None, "_native_cudnn": "cudnn", "_native_flash": "flash"}
+
+
+def backend_name(chosen: Any = None) -> str:
+    """Of one of diffusers' attention backends; None means the active one."""
+    from diffusers.models.attention_dispatch import _AttentionBackendRegistry
+
+    if chosen is None:
+        chosen, _ = _AttentionBackendRegistry.get_active_backend()
+    return str(getattr(chosen, "value", chosen))
 
 
 def scaled_dot_product(
@@ -129,7 +197,10 @@ def scaled_dot_product(
     if call is not None and call.claims(key, value, 2):
         call.begin(Inputs(query, key, value, attn_mask, kwargs.get("scale"), 2))
         key, value, attn_mask = call.keep(key, 2), call.keep(value, 2), call.mask(attn_mask)
-        bias = call.sequence.bias(query) if call.counted else None
+        runs = call.sequence.runs()
+        if attn_mask is None and call.counted and not (args or kwargs.get("enable_gqa")):
+            return weighed(query, key, value, runs, scale=kwargs.get("scale"))
+        bias = bias_of(runs, query) if call.counted else None
         if bias is not None:
             attn_mask = merge(attn_mask, bias)
     return functional.scaled_dot_product_attention(query, key, value, attn_mask, *args, **kwargs)
@@ -150,12 +221,3 @@ def merge(mask: Tensor | None, bias: Tensor) -> Tensor:
     if mask.dtype == torch.bool:
         return bias.masked_fill(~mask, -torch.inf)  # torch.where would wait for a GPU
     return mask + bias
-
-
-def _takes_masks(backend: Any) -> bool:
-    """Whether a bias can go in as a mask: so on PyTorch's default, not on flash kernels."""
-    from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
-
-    if backend is None:
-        backend, _ = _AttentionBackendRegistry.get_active_backend()
-    return backend == AttentionBackendName.NATIVE  # type: ignore[no-any-return]

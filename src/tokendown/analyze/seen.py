@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ..adapters import dispatch
 from ..adapters.joint import JointAttention, JointLayer, JointPlan
 from ..grid import Grid
+from ..multiplicity import bias_of
 from ..select import select
 from ..sequence import Sequence
 from .measures import Call, Candidate, sample_queries
@@ -48,7 +49,7 @@ class ClassicCall(Call):
         factor, anchors, method = candidate
         selection = select(self.scores, self.grid, factor, anchors=anchors, method=method)
         kept = selection.take(self.tokens)
-        bias = selection.bias(self.query)
+        bias = bias_of(selection.runs(), self.query)
         mask = None if bias is None else bias[None, None, None]
         return self._heads("k", kept), self._heads("v", kept), mask
 
@@ -105,7 +106,7 @@ class JointCall(Call):
         boxes = (replace(first, factor=candidate.factor), *others)
         sequence = replace(self.sequence, boxes=boxes)
         sequence = sequence.with_anchors(self.scores, candidate.anchors)
-        mask, bias = self.mask, sequence.bias(self.query)
+        mask, bias = self.mask, bias_of(sequence.runs(), self.query)
         if mask is not None and mask.shape[-1] > 1:
             mask = sequence.take(mask, 3)
         if bias is not None:

@@ -91,7 +91,6 @@ def fastest(candidates: Iterable[str], seconds: Callable[[str], float]) -> str:
 def worth_trying(device: torch.device) -> tuple[str, ...]:
     """Backends that could be the fastest on a device.
 
-    By name where there is a choice: PyTorch's own is one of them, and under a name the patch knows
-    how to weigh its keys without a mask.
+    PyTorch's own choice first: diffusers copies its inputs for cuDNN by name.
     """
-    return ("flash", "cudnn", "efficient") if device.type == "cuda" else (DEFAULT,)
+    return (DEFAULT, "flash", "cudnn", "efficient") if device.type == "cuda" else (DEFAULT,)

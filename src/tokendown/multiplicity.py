@@ -1,0 +1,181 @@
+"""How often kept keys count: a bias on the logits, or two calls without one.
+
+The keys of an attention call come in runs of equal multiplicity m, with log m on their logits.
+CUDA kernels take half as long again with such a bias (benchmarks/attention_cuda.py). Two calls, one
+a multiplicity, need none: with L the log-sum-exp of the logits of a call, its result has the weight
+m exp(L), so that a sigmoid of the difference of L + log m merges the two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from math import log
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.nn.attention import SDPBackend
+
+Runs = tuple[tuple[int, int], ...]
+"""(how many keys, their multiplicity) in the order of the keys."""
+Kernel = Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor]]
+"""Query, key, value [B, heads, tokens, d] and scale -> result, log-sum-exp [B, heads, queries]."""
+
+# Fewer logits than this, and starting more kernels takes longer than the bias does.
+_WORTH_MERGING = 2**26
+
+
+def bias_of(runs: Runs, like: Tensor) -> Tensor | None:
+    """log m of every key, [keys], or None where m is constant and cancels in the softmax.
+
+    Args:
+        runs: of the keys.
+        like: gives device and dtype.
+    """
+    if len({m for count, m in runs if count}) < 2:
+        return None
+    return torch.cat([like.new_full((count,), log(m)) for count, m in runs if count])
+
+
+def weighed(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    runs: Runs,
+    *,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """Attention in which every key counts as often as its run says, on PyTorch's own kernels.
+
+    Args:
+        query: [B, heads, queries, d].
+        key: [B, heads, keys, d].
+        value: [B, heads, keys, d].
+        runs: of the keys.
+        scale: of the logits; None means 1 / sqrt(d).
+        enable_gqa: whether key and value have fewer heads.
+
+    Returns:
+        [B, heads, queries, d]
+    """
+    kernel = None if enable_gqa else kernel_for(query, key, value)
+    if kernel is not None and worth_merging(query, runs):
+        return merged(query, key, value, runs, kernel, scale=scale)
+    bias = bias_of(runs, query)
+    return functional.scaled_dot_product_attention(
+        query,
+        key,
+        value,
+        None if bias is None else bias[None, None, None],
+        scale=scale,
+        enable_gqa=enable_gqa,
+    )
+
+
+def worth_merging(query: Tensor, runs: Runs) -> bool:
+    """Whether there are two multiplicities, and so many logits that a bias takes its time."""
+    logits = query.shape[:-1].numel() * sum(count for count, _ in runs)
+    return len({m for count, m in runs if count}) == 2 and logits >= _WORTH_MERGING
+
+
+def merged(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    runs: Runs,
+    kernel: Kernel,
+    *,
+    scale: float | None = None,
+) -> Tensor:
+    """The same as ``weighed`` in two calls of a kernel; ``runs`` have two multiplicities."""
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    results = []
+    for m, spans in _by_multiplicity(runs).items():
+        out, total = kernel(query, _keys(key, spans), _keys(value, spans), scale)
+        results.append((out, total + log(m)))
+    (first, first_sum), (second, second_sum) = results
+    share = torch.sigmoid(second_sum - first_sum).to(first.dtype)
+    return torch.lerp(first, second, share.unsqueeze(-1))
+
+
+def _by_multiplicity(runs: Runs) -> dict[int, list[tuple[int, int]]]:
+    """Multiplicity to (start, count) of its runs."""
+    found: dict[int, list[tuple[int, int]]] = {}
+    for start, count, m in _starts(runs):
+        found.setdefault(m, []).append((start, count))
+    return found
+
+
+def _starts(runs: Runs) -> Iterator[tuple[int, int, int]]:
+    start = 0
+    for count, m in runs:
+        if count:
+            yield start, count, m
+        start += count
+
+
+def _keys(x: Tensor, spans: list[tuple[int, int]]) -> Tensor:
+    parts = [x.narrow(-2, start, count) for start, count in spans]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-2)
+
+
+def kernel_for(query: Tensor, key: Tensor, value: Tensor, name: str | None = None) -> Kernel | None:
+    """A kernel that tells its log-sum-exp: the one that PyTorch would take, if it does.
+
+    Args:
+        query: [B, heads, queries, d].
+        key: [B, heads, keys, d].
+        value: [B, heads, keys, d].
+        name: "cudnn" or "flash" for that one.
+
+    Returns:
+        None on a CPU, where a bias is free; for kernels that do not tell; and where gradients are
+        wanted, which these calls have not.
+    """
+    if query.device.type != "cuda" or query.dtype not in (torch.float16, torch.bfloat16):
+        return None
+    if torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value)):
+        return None
+    if name is None:
+        if torch.compiler.is_compiling():
+            name = _choice_in_a_graph(query.shape[-1], query.dtype, query.device)
+        else:
+            name = _choice(query, key, value)
+    return _KERNELS.get(name)
+
+
+def _choice(query: Tensor, key: Tensor, value: Tensor) -> str:
+    chosen = SDPBackend(torch._fused_sdp_choice(query, key, value))
+    return _NAMES.get(chosen, "")
+
+
+def _choice_in_a_graph(size: int, dtype: torch.dtype, device: torch.device) -> str:
+    """What the choice depends on, where the tensors have no values."""
+    some = torch.empty(1, 1, 128, size, dtype=dtype, device=device)
+    return _choice(some, some, some)
+
+
+# What torch.compiler.assume_constant_result does, without importing the compiler for it.
+_choice_in_a_graph._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def _cudnn(query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    out, total, *_ = torch.ops.aten._scaled_dot_product_cudnn_attention(
+        query, key, value, None, True, scale=scale
+    )
+    return out, total.reshape(out.shape[:-1])
+
+
+def _flash(query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    size = query.shape[-1]
+    if size % 8:
+        query, key, value = (functional.pad(x, (0, -size % 8)) for x in (query, key, value))
+    out, total, *_ = torch.ops.aten._scaled_dot_product_flash_attention(
+        query, key, value, scale=scale
+    )
+    return out[..., :size], total
+
+
+_NAMES = {SDPBackend.CUDNN_ATTENTION: "cudnn", SDPBackend.FLASH_ATTENTION: "flash"}
+_KERNELS: dict[str, Kernel] = {"cudnn": _cudnn, "flash": _flash}
