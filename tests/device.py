@@ -15,6 +15,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from tokendown import multiplicity
+
 DEVICE = torch.device(os.environ.get("TOKENDOWN_TEST_DEVICE", "cuda"))
 ON_CUDA = DEVICE.type == "cuda"
 
@@ -35,6 +37,23 @@ def moved(value: Any, device: torch.device = DEVICE, dtype: torch.dtype | None =
     if isinstance(value, Tensor):
         return value.to(device, dtype if value.is_floating_point() else None)
     return value
+
+
+def two_calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Makes weighed keys go in two calls however few they are; what is returned counts them."""
+    calls: list[str] = []
+
+    def counted(name: str, kernel: multiplicity.Kernel) -> multiplicity.Kernel:
+        def run(*inputs: Any) -> tuple[Tensor, Tensor]:
+            calls.append(name)
+            return kernel(*inputs)
+
+        return run
+
+    kernels = {name: counted(name, kernel) for name, kernel in multiplicity._KERNELS.items()}
+    monkeypatch.setattr(multiplicity, "_KERNELS", kernels)
+    monkeypatch.setattr(multiplicity, "_WORTH_MERGING", 0)
+    return calls
 
 
 def distance(got: Tensor, want: Tensor) -> float:

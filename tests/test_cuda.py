@@ -16,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import reference
 import tiny
-from device import DEVICE, distance, moved, needs_cuda, needs_device, peak, waits
+from device import DEVICE, distance, moved, needs_cuda, needs_device, peak, two_calls, waits
 from test_cli import pixels, run
 from tokendown import apply_patch, attend, is_patched, pictures, remove_patch
 from tokendown.bench.cells import read_cells
@@ -135,7 +135,7 @@ def test_a_grid_alone_goes_through_kernels_without_masks(kernel):
     call = latents_of(model, dtype=torch.float16)
     with apply_patch(model, factor=2, anchors=0):
         usual = output(model, call)
-        with sdpa_kernel(SDPBackend[kernel]):
+        with sdpa_kernel(getattr(SDPBackend, kernel)):
             assert distance(output(model, call), usual) < 1e-2
 
 
@@ -170,6 +170,35 @@ def test_a_chosen_backend_on_a_unet(backend):
     with apply_patch(model, factor=4, anchors=3, multiplicity=False):
         uncounted = distance(output(model, call), usual)
     assert distance(got, usual) < uncounted / 6  # log m is there
+
+
+@needs_cuda
+@pytest.mark.parametrize("backend", ["native", "_native_flash", "_native_cudnn"])
+def test_two_calls_on_a_unet(backend, monkeypatch):
+    model = wide_unet().to(DEVICE, torch.float16)
+    call = latents_of(model, dtype=torch.float16)
+    with apply_patch(model, factor=4, anchors=3, multiplicity=False):
+        uncounted = output(model, call)
+    with apply_patch(model, factor=4, anchors=3):
+        want = output(model, call)
+        calls = two_calls(monkeypatch)
+        with attention_backend(backend):
+            got = output(model, call)
+    assert len(calls) >= 2
+    assert distance(got, want) < distance(uncounted, want) / 4
+
+
+@needs_cuda
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_attend_in_two_calls(dtype, monkeypatch):
+    query, key, value = (
+        torch.randn(2, 3, 24 * 26, 40, device=DEVICE, dtype=dtype) for _ in range(3)
+    )
+    wide = query.double(), key.double(), value.double()
+    want = attend(*wide, Grid(24, 26), factor=2, anchors=8)
+    calls = two_calls(monkeypatch)
+    assert distance(attend(query, key, value, Grid(24, 26), factor=2, anchors=8), want) < 1e-2
+    assert len(calls) == 2
 
 
 # No waiting
@@ -251,7 +280,7 @@ def test_memory(kernel):
     """With the math kernel the logits are nearly all; flash never has them."""
     model = wide_unet().to(DEVICE, torch.float16)
     call = latents_of(model, (96, 96), torch.float16)
-    kernels = [SDPBackend[kernel]]
+    kernels = [getattr(SDPBackend, kernel)]
     if kernel == "FLASH_ATTENTION":  # anchors need a mask
         kernels.append(SDPBackend.EFFICIENT_ATTENTION)
     with sdpa_kernel(kernels):

@@ -11,8 +11,8 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 import tiny
 import tiny_transformers
-from device import DEVICE, distance, moved, needs_cuda, needs_device
-from tokendown import apply_patch, remove_patch
+from device import DEVICE, distance, moved, needs_cuda, needs_device, two_calls
+from tokendown import Grid, apply_patch, attend, remove_patch
 
 pytestmark = [
     needs_device,
@@ -72,6 +72,19 @@ def test_compiled_blocks_of_flux():
     remove_patch(model)
     assert distance(output(model, call), dense) < 1e-4
     assert distance(want, dense) > 1e-3
+
+
+@needs_cuda
+def test_two_calls_in_a_graph(monkeypatch):
+    query, key, value = (
+        torch.randn(1, 2, 16 * 20, 64, device=DEVICE, dtype=torch.float16) for _ in range(3)
+    )
+    grid = Grid(16, 20)
+    calls = two_calls(monkeypatch)
+    want = attend(query, key, value, grid, factor=2, anchors=4)
+    compiled = torch.compile(attend, fullgraph=True)
+    assert distance(compiled(query, key, value, grid, factor=2, anchors=4), want) < 1e-2
+    assert len(calls) == 4
 
 
 @needs_cuda

@@ -7,7 +7,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tokendown import Grid, attend, multiplicity
+import tiny
+import tiny_transformers
+from tokendown import Grid, apply_patch, attend, multiplicity
 from tokendown.adapters import dispatch
 from tokendown.multiplicity import bias_of, merged, weighed
 
@@ -82,3 +84,15 @@ def test_few_logits_are_not_worth_it(two_calls, monkeypatch):
     query = noise(2, 3, 35, 8)
     attend(query, query, query, Grid(5, 7), factor=2, anchors=4)
     assert not two_calls
+
+
+@pytest.mark.parametrize("kind", ["flux", "sd35", "wan"])
+def test_transformers_in_two_calls(kind, two_calls, monkeypatch):
+    model = getattr(tiny_transformers, kind)()
+    call = tiny_transformers.inputs(kind, model, 8, 6)
+    with torch.no_grad(), apply_patch(model, factor=2, anchors=3):
+        got = tiny.flatten(model(**call))
+        assert len(two_calls) >= 2
+        monkeypatch.undo()
+        want = tiny.flatten(model(**call))
+    torch.testing.assert_close(got, want, rtol=0, atol=1e-5)

@@ -22,7 +22,7 @@ Kernel = Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor]]
 """Query, key, value [B, heads, tokens, d] and scale -> result, log-sum-exp [B, heads, queries]."""
 
 # Fewer logits than this, and starting more kernels takes longer than the bias does.
-_WORTH_MERGING = 2**26
+_WORTH_MERGING = 2**29
 
 
 def bias_of(runs: Runs, like: Tensor) -> Tensor | None:

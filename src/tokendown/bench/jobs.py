@@ -12,7 +12,7 @@ from .backends import DEFAULT as DEFAULT_BACKEND
 from .methods import DEFAULT, DENSE, check_name
 from .shapes import find_shape
 
-COMPILE = ("no", "blocks", "model")
+COMPILE = ("no", "blocks", "model", "graph")
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,8 @@ class Job:
         dtype: "auto", "float32", "float16" or "bfloat16".
         device: "auto", "cpu", "cuda", "mps".
         backend: of attention, see ``backends``.
-        compile: "no"; "blocks" compiles the repeated blocks, "model" the whole denoiser.
+        compile: "no"; "blocks" compiles the repeated blocks, "model" the whole denoiser; "graph"
+            compiles nothing, but replays a CUDA graph of the call, which waits for no Python.
         compiler: backend of ``torch.compile``.
         blocks: of each stack of a shape, the others being extrapolated; None means all.
         warmup: calls before the timed ones, >= 0; None means 2 where something is compiled, else 1,
@@ -87,6 +88,8 @@ class Job:
             raise ConfigError("the batch belongs to single steps; a picture has its own")
         if self.blocks is not None and self.shape is None:
             raise ConfigError("a few blocks can be timed of a --shape only")
+        if self.compile == "graph" and (self.whole or self.blocks is not None):
+            raise ConfigError("a CUDA graph is of a step of a whole denoiser")
         if self.blocks is not None and self.compile != "no":
             raise ConfigError("single blocks are timed without compilation; leave one of them out")
 

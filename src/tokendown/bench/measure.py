@@ -12,6 +12,8 @@ from pathlib import Path
 
 import torch
 
+from .._errors import BenchError
+
 _GIB = 2**30
 _STATM = Path("/proc/self/statm")
 _WATCH_SECONDS = 0.1  # a busier watch would slow what it watches
@@ -72,6 +74,31 @@ def measure(
             extras.append(extra)
     medians = {name: statistics.median(extra[name] for extra in extras) for name in extras[0]}
     return Timing(seconds, warm, memory.gib, medians)
+
+
+@torch.no_grad()
+def replayed(
+    call: Callable[[], dict[str, float]], device: torch.device
+) -> Callable[[], dict[str, float]]:
+    """A call as a CUDA graph: what it computes, without the time that Python takes to ask for it.
+
+    Raises:
+        BenchError: there is no CUDA device.
+    """
+    if device.type != "cuda":
+        raise BenchError(f"CUDA graphs need a CUDA device, this one is {device}")
+    for _ in range(2):  # libraries choose their kernels, which must not happen in the recording
+        call()
+    torch.cuda.synchronize(device)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+
+    def replay() -> dict[str, float]:
+        graph.replay()
+        return {}
+
+    return replay
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ import gc
 import time
 from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from .compiled import CompiledCopies
 from .cost import predicted_flops
 from .jobs import Job
 from .machine import software
-from .measure import Timing, measure
+from .measure import Timing, measure, replayed
 from .methods import Method, Scene, Useless, make_method
 from .targets import Target, Work, load, open_target
 
@@ -187,7 +188,7 @@ class _Group:
             with method.apply(denoiser):
                 yield denoiser
 
-        if self.job.compile == "no":
+        if self.job.compile in ("no", "graph"):
             yield eager
             return
         with CompiledCopies(denoiser, self.job.compile, self.job.compiler) as copies:
@@ -199,7 +200,7 @@ class _Group:
         try:
             with runner(method) as model:
                 timing = measure(
-                    lambda: work(model),
+                    self._call(work, model),
                     device,
                     warmup=self._warmups(),
                     least_seconds=self._least_seconds(),
@@ -215,6 +216,11 @@ class _Group:
         if device.type == "cuda":
             torch.cuda.empty_cache()
         return {"outcome": NO_MEMORY, "why": f"on {self.key['hardware']}"}
+
+    def _call(self, work: Work, model: Any) -> Callable[[], dict[str, float]]:
+        """What is timed."""
+        call = partial(work, model)
+        return replayed(call, self.target.device) if self.job.compile == "graph" else call
 
     def _warmups(self) -> int:
         if self.job.warmup is not None:

@@ -82,8 +82,8 @@ def bench(
     ] = None,
     compile_: Annotated[
         str | None,
-        _option("torch.compile the repeated blocks, or the whole denoiser.", _HOW, "--compile",
-                metavar="blocks|model"),
+        _option("torch.compile the repeated blocks, or the whole denoiser; or a CUDA graph of it.",
+                _HOW, "--compile", metavar="blocks|model|graph"),
     ] = None,
     preset_name: Annotated[
         str | None, _option("A whole matrix: gpu or cpu.", _HOW, "--preset", metavar="gpu|cpu")
