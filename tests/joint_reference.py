@@ -223,6 +223,8 @@ class Joint:
             )
             bias = torch.cat([bias.new_zeros(bias.shape[0], length), bias], 1)
         key, value = (x.repeat_interleave(query.shape[2] // x.shape[2], 2) for x in (key, value))
+        if attention_mask is not None and attention_mask.shape[-1] == length:  # HunyuanVideo 1.5
+            attention_mask, encoder_hidden_states_mask = None, attention_mask
         mask = self._mask(attention_mask, encoder_hidden_states_mask, index, length)
         logits = torch.einsum("bqhd,bkhd->bhqk", query, key) / math.sqrt(query.shape[-1])
         if base_sequence_length is not None:  # Lumina: sharper the larger the picture
@@ -354,6 +356,8 @@ WHERE: dict[str, list[tuple[str, str, str, bool]]] = {
     "wan_i2v": _WAN,
     "wan_vace": [*_WAN, ("vace_blocks", "attn1", "norm1", True)],
     "hunyuan_video": _HUNYUAN,
+    "hunyuan_video_15": _SD3,
+    "hunyuan_video_15_text": _SD3,
     "hunyuan_image": _HUNYUAN,
     "motif_video": _HUNYUAN,
     "motif_decoder": _HUNYUAN,

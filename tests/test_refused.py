@@ -93,7 +93,6 @@ def test_the_reason_is_said(name, reason):
         ("LTX2VideoTransformer3DModel", "sound and video", "audio_hidden_states"),
         ("SanaWMLTX2RefinerTransformer3DModel", "sound and video", "audio-to-video"),
         ("MiniMaxH3Transformer3DModel", "sound and video", "audio_hidden_states"),
-        ("HunyuanVideo15Transformer3DModel", "by value", "text[text_mask]"),
         ("HiDreamImageTransformer2DModel", "by value", "bincount().cpu().numpy()"),
         ("NucleusMoEImageTransformer2DModel", "by value", "num_tokens_per_expert.tolist()"),
         ("HunyuanVideoFramepackTransformer3DModel", "several sizes", "latents_clean_2x"),

@@ -156,6 +156,30 @@ def hunyuan_video(seed: int = 0) -> diffusers.HunyuanVideoTransformer3DModel:
     )
 
 
+def hunyuan_video_15(seed: int = 0) -> diffusers.HunyuanVideo15Transformer3DModel:
+    """Two texts and a picture, sorted by what is valid; the mask is over queries too."""
+    return _build(
+        lambda: diffusers.HunyuanVideo15Transformer3DModel(
+            in_channels=4,
+            out_channels=4,
+            num_attention_heads=2,
+            attention_head_dim=8,
+            num_layers=2,
+            num_refiner_layers=1,
+            text_embed_dim=8,
+            text_embed_2_dim=8,
+            image_embed_dim=8,
+            rope_axes_dim=(2, 2, 4),
+        ),
+        seed,
+    )
+
+
+def hunyuan_video_15_text(seed: int = 0) -> diffusers.HunyuanVideo15Transformer3DModel:
+    """The same, of text alone: every token of the picture is masked."""
+    return hunyuan_video_15(seed)
+
+
 def flux2(seed: int = 0) -> diffusers.Flux2Transformer2DModel:
     """Single blocks project queries, keys, values and the MLP in one."""
     options = {"axes_dims_rope": (2, 2, 2, 2), "timestep_guidance_channels": 8}

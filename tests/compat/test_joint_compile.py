@@ -86,7 +86,7 @@ def test_patching_and_removing_after_compilation(kind):
 @pytest.mark.parametrize(
     ("kind", "patched_first"),
     [("flux", True), ("flux", False), ("sd35", False), ("qwen_image", True), ("wan", False),
-     ("lumina2", True)],
+     ("lumina2", True), ("hunyuan_video_15", True), ("hunyuan_video_15", False)],
 )  # fmt: skip
 def test_repeated_blocks(kind, patched_first):
     model = getattr(tiny_transformers, kind)()

@@ -64,7 +64,6 @@ REFUSED: dict[str, str] = {
     "Kandinsky6Transformer3DModel": _NAMES,
     "PRXTransformer2DModel": _NAMES,
     "JoyImageEditTransformer3DModel": _NAMES,
-    "HunyuanVideo15Transformer3DModel": _BY_VALUE,
     "StableCascadeUNet": _KEYS_OF_TWO_KINDS,
     "HiDreamImageTransformer2DModel": _BY_VALUE,
     "NucleusMoEImageTransformer2DModel": _BY_VALUE,

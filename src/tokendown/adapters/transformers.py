@@ -120,6 +120,10 @@ ADAPTERS: dict[str, Adapter] = {
     "HunyuanVideoTransformer3DModel": Adapter(
         LatentGrid(frames=-3, temporal="patch_size_t"), _IMAGE_THEN_TEXT
     ),
+    "HunyuanVideo15Transformer3DModel": Adapter(
+        LatentGrid(frames=-3, temporal="patch_size_t"),
+        (Blocks("transformer_blocks", text_first=False),),
+    ),
     "MotifVideoTransformer3DModel": Adapter(
         LatentGrid(frames=-3, temporal="patch_size_t"), _IMAGE_THEN_TEXT
     ),
