@@ -13,7 +13,7 @@ import joint_reference
 import tiny
 import tiny_transformers
 from joint_reference import Want
-from tokendown import GridError, apply_patch
+from tokendown import GridError, UnsupportedModelError, apply_patch, summary
 from transformer_inputs import padded_text
 
 KINDS = sorted(joint_reference.WHERE)
@@ -24,6 +24,7 @@ VIDEO = [
     "hunyuan_video",
     "hunyuan_video_15",
     "hunyuan_video_15_text",
+    "kandinsky5",
     "skyreels",
     "chrono_edit",
     "wan_animate",
@@ -104,7 +105,7 @@ def test_odd_sizes_and_factors(kind, size, factor):
     torch.testing.assert_close(got, want, rtol=0, atol=1e-5 * want.abs().max().item())
 
 
-@pytest.mark.parametrize("kind", ["wan", "hunyuan_video", "hunyuan_video_15"])
+@pytest.mark.parametrize("kind", ["wan", "hunyuan_video", "hunyuan_video_15", "kandinsky5"])
 def test_a_temporal_factor_drops_frames(kind):
     model, size = built(kind), (4, 6)
     want = wanted(kind, model, size, temporal=2, anchors=3)
@@ -142,24 +143,23 @@ def constant_cells(height: int, width: int, factor: int, channels: int) -> torch
 @pytest.mark.parametrize("factor", [2, 3, 4])
 @pytest.mark.parametrize(
     ("kind", "with_text"),
-    [("flux", True), ("flux", False), ("sd35", True), ("sd35", False), ("hunyuan_video_15", True)],
-)
+    [
+        ("flux", True), ("flux", False), ("sd35", True), ("sd35", False),
+        ("hunyuan_video_15", True), ("kandinsky5", False),
+    ],
+)  # fmt: skip
 def test_duplicated_tokens_give_exactly_the_dense_result(kind, with_text, factor):
     """An image that is constant within each cell loses nothing, and text gains nothing."""
     model, (height, width) = built(kind), (2 * factor, 3 * factor)
-    block = model.transformer_blocks[0]
+    path, name, *_ = joint_reference.WHERE[kind][0 if with_text else -1]
+    attention = getattr(getattr(model, path)[0], name)
     tokens = constant_cells(height, width, factor, tiny_transformers.DIM)
     text = torch.randn(2, 5, tiny_transformers.DIM, dtype=torch.float64)
     arguments = {"hidden_states": tokens}
-    attention = block.attn
     if with_text:
         arguments["encoder_hidden_states"] = text
         if kind == "hunyuan_video_15":
             arguments["attention_mask"] = padded_text(2)
-    elif kind == "sd35":
-        attention = block.attn2
-    else:
-        attention = model.single_transformer_blocks[0].attn
 
     def out() -> torch.Tensor:
         return tiny.flatten(attention(**arguments))
@@ -174,6 +174,22 @@ def test_duplicated_tokens_give_exactly_the_dense_result(kind, with_text, factor
         patch.set_grid((height, width))
         if with_text:
             assert (out() - dense).abs().max() > 1e-3
+
+
+def test_sparse_attention_is_refused_when_it_runs():
+    """Kandinsky 5 puts tokens in another order then; other calls of the model are patched."""
+    model, size = built("kandinsky5"), (8, 16)
+    arguments = tiny_transformers.inputs("kandinsky5", model, *size)
+    sparse = {"to_fractal": True, "sta_mask": torch.ones(1, 1, 6, 6, dtype=torch.bool), "P": 0.9}
+    want = wanted("kandinsky5", model, size)
+    with apply_patch(model, factor=2, anchors=0):
+        with pytest.raises(GridError, match=r"sparse_params.*remove_patch"):
+            model(**arguments, sparse_params=sparse)
+        got = run("kandinsky5", model, size)
+    torch.testing.assert_close(got, want, rtol=0, atol=1e-5 * want.abs().max().item())
+    model = tiny_transformers.kandinsky5(attention_type="nabla")
+    with pytest.raises(UnsupportedModelError, match="sparse attention"):
+        summary(model, height=128, width=128)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

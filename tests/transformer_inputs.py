@@ -149,6 +149,18 @@ def _hunyuan_15_text(*arguments: Any) -> dict[str, Any]:
     return {**inputs, "image_embeds": torch.zeros_like(inputs["image_embeds"])}  # masked then
 
 
+def _kandinsky5(model: Any, noise: Noise, height: int, width: int, batch: int) -> dict[str, Any]:
+    return {
+        "hidden_states": noise(batch, FRAMES, 2 * height, 2 * width, 4),
+        "encoder_hidden_states": noise(batch, TEXT, 8),
+        "timestep": torch.full((batch,), 500).to(noise.like.dtype),
+        "pooled_projections": noise(batch, 8),
+        "visual_rope_pos": [torch.arange(n) for n in (FRAMES, height, width)],
+        "text_rope_pos": torch.arange(TEXT),
+        "scale_factor": (1.0, 2.0, 2.0),
+    }
+
+
 def _flux_like(model: Any, noise: Noise, height: int, width: int, batch: int) -> dict[str, Any]:
     inputs = _flux(model, noise, height, width, batch)
     del inputs["pooled_projections"]
@@ -370,6 +382,7 @@ INPUTS: dict[str, Callable[..., dict[str, Any]]] = {
     "hunyuan_video": _hunyuan,
     "hunyuan_video_15": _hunyuan_15,
     "hunyuan_video_15_text": _hunyuan_15_text,
+    "kandinsky5": _kandinsky5,
     "hunyuan_image": _hunyuan_image,
     "flux2": _flux2,
     "flux3": _flux3,

@@ -92,6 +92,12 @@ def test_hunyuan_video_15(kind):
     assert_follows(case(kind))
 
 
+@pytest.mark.compat("Kandinsky5T2VPipeline, Kandinsky5I2VPipeline", note="with guidance")
+@pytest.mark.parametrize("kind", ["Kandinsky5T2VPipeline", "Kandinsky5I2VPipeline"])
+def test_kandinsky5(kind):
+    assert_follows(case(kind))
+
+
 @pytest.mark.compat("LTXPipeline, LTXImageToVideoPipeline", note="with guidance")
 @pytest.mark.parametrize("kind", ["LTXPipeline", "LTXImageToVideoPipeline"])
 def test_ltx(kind):

@@ -18,7 +18,7 @@ HUNYUAN_TOKENS = 256
 WAN_FRAMES = 21  # latent frames of 81 frames
 HUNYUAN_FRAMES = 33  # latent frames of 129 frames
 HUNYUAN_15_TOKENS = (1000, 256, 729)  # of Qwen, of ByT5, and of SigLIP for the first frame
-HUNYUAN_15_FRAMES = 31  # latent frames of 121 frames
+HUNYUAN_15_FRAMES = KANDINSKY_FRAMES = 31  # latent frames of 121 frames
 LTX_TOKENS = 128
 LTX_FRAMES = 21  # latent frames of 161 frames
 COGVIDEOX_FRAMES = 13  # latent frames of 49 frames
@@ -179,6 +179,22 @@ def _hunyuan_video_15(config: Any, zeros: Zeros, height: int, width: int) -> dic
         "image_embeds": zeros.readable(siglip, config.image_embed_dim),
     }
     return {**inputs, "timestep_r": zeros()} if config.use_meanflow else inputs
+
+
+def _kandinsky5(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, Any]:
+    if config.attention_type != "regular":
+        raise UnsupportedModelError("no example inputs are known for Kandinsky's sparse attention")
+    frames = zeros.asked or KANDINSKY_FRAMES
+    channels = 2 * config.in_visual_dim + 1 if config.visual_cond else config.in_visual_dim
+    rows = height // config.patch_size[1], width // config.patch_size[2]
+    return {
+        "hidden_states": zeros(frames, height, width, channels),
+        "encoder_hidden_states": zeros(T5_TOKENS, config.in_text_dim),
+        "timestep": zeros(),
+        "pooled_projections": zeros(config.in_text_dim2),
+        "visual_rope_pos": [torch.arange(n, device=zeros.device) for n in (frames, *rows)],
+        "text_rope_pos": torch.arange(T5_TOKENS, device=zeros.device),
+    }
 
 
 def _motif_video(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, Any]:
@@ -446,6 +462,7 @@ TRANSFORMERS: dict[str, Maker] = {
     "HunyuanDiT2DControlNetModel": _hunyuan_dit_controlnet,
     "HunyuanVideoTransformer3DModel": _hunyuan_video,
     "HunyuanVideo15Transformer3DModel": _hunyuan_video_15,
+    "Kandinsky5Transformer3DModel": _kandinsky5,
     "MotifVideoTransformer3DModel": _motif_video,
     "HunyuanImageTransformer2DModel": _hunyuan_image,
     "Flux2Transformer2DModel": _flux2,
