@@ -214,6 +214,46 @@ def hunyuan_image_vae() -> Any:
     )  # fmt: skip
 
 
+def hunyuan_15_vae() -> Any:
+    """Eight pixels a latent pixel, four frames a latent frame."""
+    return tiny._build(
+        lambda: diffusers.AutoencoderKLHunyuanVideo15(
+            latent_channels=4, block_out_channels=(32, 32, 32, 32), layers_per_block=1,
+            spatial_compression_ratio=8, temporal_compression_ratio=4,
+        )
+    )  # fmt: skip
+
+
+def hunyuan_15(kind: str, **parts: Any) -> Any:
+    """Noise, the first frame, and which frame that is."""
+    model = transformer("hunyuan_video_15", in_channels=4 + 4 + 1, target_size=64)
+    return assemble(
+        kind, model, vae=hunyuan_15_vae(), guider=diffusers.ClassifierFreeGuidance(), **parts
+    )
+
+
+def siglip() -> dict[str, Any]:
+    """What looks at the first frame for HunyuanVideo 1.5."""
+    from transformers import SiglipImageProcessor, SiglipVisionConfig, SiglipVisionModel
+
+    config = SiglipVisionConfig(
+        hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2,
+        image_size=32, patch_size=16,
+    )  # fmt: skip
+    encoder = tiny._build(lambda: SiglipVisionModel(config))
+    size = {"height": 32, "width": 32}
+    return {"image_encoder": encoder, "feature_extractor": SiglipImageProcessor(size=size)}
+
+
+def kandinsky(kind: str, **settings: Any) -> Any:
+    """Pictures have the VAE of FLUX and one of a few sizes, films the VAE of HunyuanVideo."""
+    still = kind.endswith("IPipeline")
+    coder = eight_vae() if still else film_vae("AutoencoderKLHunyuanVideo")
+    pipe = assemble(kind, transformer("kandinsky5", **settings), vae=coder)
+    pipe.resolutions = [(128, 96)]
+    return pipe
+
+
 def causal_vae(kind: str = "AutoencoderKLWan", halvings: int = 2, halvings_in_time: int = 1) -> Any:
     """Of Wan and Qwen-Image: four channels, the first frame on its own.
 
@@ -338,6 +378,17 @@ QWEN_TEXT = {"prompt_embeds": TEXT, "prompt_embeds_mask": MASK.bool()}
 LONG = {"prompt_embeds": TEXT.repeat(1, 103, 1)[:, :512]}  # Wan 2.1 counts on 512 text tokens
 NO_SECOND = {"prompt_embeds_2": torch.zeros(1, 5, 8), "prompt_embeds_mask_2": 0 * MASK}
 
+KANDINSKY = {
+    "prompt_embeds_qwen": TEXT, "negative_prompt_embeds_qwen": -TEXT[:, :3],
+    "prompt_embeds_clip": POOLED, "negative_prompt_embeds_clip": -POOLED,
+    "prompt_cu_seqlens": torch.tensor([0, 5]), "negative_prompt_cu_seqlens": torch.tensor([0, 3]),
+}  # fmt: skip
+# the second text is empty, as it is without words in quotes
+TWO_TEXTS = {
+    **GUIDED, "prompt_embeds_mask": PADDED, "negative_prompt_embeds_mask": MASK, **NO_SECOND,
+    "negative_prompt_embeds_2": -TEXT, "negative_prompt_embeds_mask_2": PADDED,
+}  # fmt: skip
+
 CASES: dict[str, Callable[[], Case]] = {
     "FluxPipeline": lambda: Case("flux", flux(), SIZE, TWO, SMALL),
     "FluxFillPipeline": lambda: Case(
@@ -396,6 +447,27 @@ CASES: dict[str, Callable[[], Case]] = {
             "HunyuanVideoPipeline", transformer("hunyuan_video"),
             vae=film_vae("AutoencoderKLHunyuanVideo"),
         ), FILM, {**TWO, "prompt_attention_mask": PADDED}, HUNYUAN,
+    ),
+    "HunyuanVideo15Pipeline": lambda: Case(
+        "hunyuan_video_15", hunyuan_15("HunyuanVideo15Pipeline"), FILM, TWO_TEXTS, film(9, 8)
+    ),
+    "HunyuanVideo15ImageToVideoPipeline": lambda: Case(
+        "hunyuan_video_15", hunyuan_15("HunyuanVideo15ImageToVideoPipeline", **siglip()),
+        ((3, 7, 9),), TWO_TEXTS, {"num_frames": 9, "image": picture(56, 72)}, predicted=False,
+    ),
+    "Kandinsky5T2VPipeline": lambda: Case(
+        "kandinsky5", kandinsky("Kandinsky5T2VPipeline"), FILM, KANDINSKY, HUNYUAN
+    ),
+    "Kandinsky5I2VPipeline": lambda: Case(  # the first four frames get the contrast of the others
+        "kandinsky5", kandinsky("Kandinsky5I2VPipeline", visual_cond=True), ((6, 6, 8),), KANDINSKY,
+        {**film(21, 16), "image": picture(96, 128)},
+    ),
+    "Kandinsky5T2IPipeline": lambda: Case(
+        "kandinsky5", kandinsky("Kandinsky5T2IPipeline"), SIZE, KANDINSKY, EIGHT, predicted=False
+    ),
+    "Kandinsky5I2IPipeline": lambda: Case(
+        "kandinsky5", kandinsky("Kandinsky5I2IPipeline", visual_cond=True), SIZE, KANDINSKY,
+        {**EIGHT, "image": picture(96, 128)}, predicted=False,
     ),
     "Flux2Pipeline": lambda: flux2("Flux2Pipeline"),
     "Flux2KleinPipeline": lambda: flux2("Flux2KleinPipeline", negative_prompt_embeds=-TEXT),

@@ -223,6 +223,8 @@ class Joint:
             )
             bias = torch.cat([bias.new_zeros(bias.shape[0], length), bias], 1)
         key, value = (x.repeat_interleave(query.shape[2] // x.shape[2], 2) for x in (key, value))
+        if attention_mask is not None and attention_mask.shape[-1] == length:  # HunyuanVideo 1.5
+            attention_mask, encoder_hidden_states_mask = None, attention_mask
         mask = self._mask(attention_mask, encoder_hidden_states_mask, index, length)
         logits = torch.einsum("bqhd,bkhd->bhqk", query, key) / math.sqrt(query.shape[-1])
         if base_sequence_length is not None:  # Lumina: sharper the larger the picture
@@ -332,6 +334,36 @@ class Parallel(Joint):
         return super().__call__(attn, hidden, attention_mask=mask, image_rotary_emb=table)
 
 
+class Kandinsky(Joint):
+    """Names of its own; video only; rotated in float32 and rounded to bfloat16."""
+
+    def __call__(self, attn: Any, hidden_states: Tensor, rotary_emb: Any, **others: Any) -> Any:
+        turns = rotary_emb.squeeze(2)[..., 0]  # [batch, tokens, pairs, (cosine, sine)]
+        return super().__call__(
+            attn, hidden_states, rotary_emb=torch.view_as_complex(turns.contiguous())
+        )
+
+    def _heads(self, attn: Any, x: Tensor, table: Tensor, part: str = "") -> Any:
+        query, key, value = (
+            project(x).unflatten(-1, (attn.num_heads, -1))
+            for project in (attn.to_query, attn.to_key, attn.to_value)
+        )
+        cos, sin = table.real[:, :, None], table.imag[:, :, None]
+        rotated = []
+        for norm, tensor in ((attn.query_norm, query), (attn.key_norm, key)):
+            first, second = (
+                norm(tensor.float()).type_as(x).float().unflatten(-1, (-1, 2)).unbind(-1)
+            )
+            turned = (cos * first - sin * second, sin * first + cos * second)
+            rotated.append(torch.stack(turned, -1).flatten(-2).bfloat16().type_as(x))
+        return rotated[0], rotated[1], value
+
+    def _output(self, attn: Any, out: Tensor, *others: Any) -> Any:
+        return attn.out_layer(out)
+
+
+KINDS = {**dict.fromkeys(BY_POSITION, Parallel), "Kandinsky5Attention": Kandinsky}
+
 # Blocks, attention, norm, text first: where each builder of tests/tiny_transformers.py has them.
 _FLUX = [
     ("transformer_blocks", "attn", "norm1", True),
@@ -354,6 +386,9 @@ WHERE: dict[str, list[tuple[str, str, str, bool]]] = {
     "wan_i2v": _WAN,
     "wan_vace": [*_WAN, ("vace_blocks", "attn1", "norm1", True)],
     "hunyuan_video": _HUNYUAN,
+    "hunyuan_video_15": _SD3,
+    "hunyuan_video_15_text": _SD3,
+    "kandinsky5": [("visual_transformer_blocks", "self_attention", "self_attention_norm", True)],
     "hunyuan_image": _HUNYUAN,
     "motif_video": _HUNYUAN,
     "motif_decoder": _HUNYUAN,
@@ -412,7 +447,7 @@ def coarsen(model: Any, kind: str, want: Want) -> list[Joint]:
             module = getattr(block, attention, None)
             if module is None:
                 continue
-            kind = Parallel if type(module).__name__ in BY_POSITION else Joint
+            kind = KINDS.get(type(module).__name__, Joint)
             here = alone if path == "mode_blocks.image" else want
             processor = kind(here, text_first, type(module.processor).__name__)
             module.set_processor(processor)

@@ -156,7 +156,19 @@ def zero_images_and_texts(_, __, out):
     return torch.zeros_like(out) if torch.is_tensor(out) else tuple(map(torch.zeros_like, out))
 
 
-@pytest.mark.parametrize("kind", ["flux", "sd35", "qwen_image", "wan", "hunyuan_video", "z_image"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "flux",
+        "sd35",
+        "qwen_image",
+        "wan",
+        "hunyuan_video",
+        "hunyuan_video_15",
+        "kandinsky5",
+        "z_image",
+    ],
+)
 def test_the_bound_and_the_flops_of_joint_attention(kind, monkeypatch):
     # as many positions as a tiny model has
     monkeypatch.setattr(transformer_inputs, "T5_TOKENS", 32)

@@ -79,7 +79,19 @@ def test_a_unet_keeps_the_tokens_of_the_step(factor, anchors):
 # One for each way of taking keys: rows of a rotary table, places between zeros, fused projections,
 # a layer that sees the picture alone, masks.
 @pytest.mark.parametrize(
-    "kind", ["flux", "flux2", "sd35", "qwen_image", "wan", "z_image", "hunyuan_video", "cogvideox"]
+    "kind",
+    [
+        "flux",
+        "flux2",
+        "sd35",
+        "qwen_image",
+        "wan",
+        "z_image",
+        "hunyuan_video",
+        "cogvideox",
+        "hunyuan_video_15",
+        "kandinsky5",
+    ],
 )
 @pytest.mark.parametrize("anchors", [0, 4])
 def test_a_transformer_keeps_the_tokens_of_the_step(kind, anchors):

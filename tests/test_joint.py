@@ -13,7 +13,8 @@ import joint_reference
 import tiny
 import tiny_transformers
 from joint_reference import Want
-from tokendown import GridError, apply_patch
+from tokendown import GridError, UnsupportedModelError, apply_patch, summary
+from transformer_inputs import padded_text
 
 KINDS = sorted(joint_reference.WHERE)
 VIDEO = [
@@ -21,6 +22,9 @@ VIDEO = [
     "wan_i2v",
     "wan_vace",
     "hunyuan_video",
+    "hunyuan_video_15",
+    "hunyuan_video_15_text",
+    "kandinsky5",
     "skyreels",
     "chrono_edit",
     "wan_animate",
@@ -101,7 +105,7 @@ def test_odd_sizes_and_factors(kind, size, factor):
     torch.testing.assert_close(got, want, rtol=0, atol=1e-5 * want.abs().max().item())
 
 
-@pytest.mark.parametrize("kind", ["wan", "hunyuan_video"])
+@pytest.mark.parametrize("kind", ["wan", "hunyuan_video", "hunyuan_video_15", "kandinsky5"])
 def test_a_temporal_factor_drops_frames(kind):
     model, size = built(kind), (4, 6)
     want = wanted(kind, model, size, temporal=2, anchors=3)
@@ -112,7 +116,7 @@ def test_a_temporal_factor_drops_frames(kind):
     torch.testing.assert_close(got, want, rtol=0, atol=1e-5 * want.abs().max().item())
 
 
-@pytest.mark.parametrize("kind", ["flux", "sd3", "hunyuan_video"])
+@pytest.mark.parametrize("kind", ["flux", "sd3", "hunyuan_video", "hunyuan_video_15"])
 def test_multiplicity_can_be_turned_off(kind):
     model, size = built(kind), (6, 6)
     want = wanted(kind, model, size, counted=False, anchors=2)
@@ -137,22 +141,25 @@ def constant_cells(height: int, width: int, factor: int, channels: int) -> torch
 
 
 @pytest.mark.parametrize("factor", [2, 3, 4])
-@pytest.mark.parametrize("with_text", [True, False])
-@pytest.mark.parametrize("kind", ["flux", "sd35"])
+@pytest.mark.parametrize(
+    ("kind", "with_text"),
+    [
+        ("flux", True), ("flux", False), ("sd35", True), ("sd35", False),
+        ("hunyuan_video_15", True), ("kandinsky5", False),
+    ],
+)  # fmt: skip
 def test_duplicated_tokens_give_exactly_the_dense_result(kind, with_text, factor):
     """An image that is constant within each cell loses nothing, and text gains nothing."""
     model, (height, width) = built(kind), (2 * factor, 3 * factor)
-    block = model.transformer_blocks[0]
+    path, name, *_ = joint_reference.WHERE[kind][0 if with_text else -1]
+    attention = getattr(getattr(model, path)[0], name)
     tokens = constant_cells(height, width, factor, tiny_transformers.DIM)
     text = torch.randn(2, 5, tiny_transformers.DIM, dtype=torch.float64)
     arguments = {"hidden_states": tokens}
-    attention = block.attn
     if with_text:
         arguments["encoder_hidden_states"] = text
-    elif kind == "sd35":
-        attention = block.attn2
-    else:
-        attention = model.single_transformer_blocks[0].attn
+        if kind == "hunyuan_video_15":
+            arguments["attention_mask"] = padded_text(2)
 
     def out() -> torch.Tensor:
         return tiny.flatten(attention(**arguments))
@@ -167,6 +174,37 @@ def test_duplicated_tokens_give_exactly_the_dense_result(kind, with_text, factor
         patch.set_grid((height, width))
         if with_text:
             assert (out() - dense).abs().max() > 1e-3
+
+
+def test_sparse_attention_is_refused_when_it_runs():
+    """Kandinsky 5 puts tokens in another order then; other calls of the model are patched."""
+    model, size = built("kandinsky5"), (8, 16)
+    arguments = tiny_transformers.inputs("kandinsky5", model, *size)
+    sparse = {"to_fractal": True, "sta_mask": torch.ones(1, 1, 6, 6, dtype=torch.bool), "P": 0.9}
+    want = wanted("kandinsky5", model, size)
+    with apply_patch(model, factor=2, anchors=0):
+        with pytest.raises(GridError, match=r"sparse_params.*remove_patch"):
+            model(**arguments, sparse_params=sparse)
+        got = run("kandinsky5", model, size)
+    torch.testing.assert_close(got, want, rtol=0, atol=1e-5 * want.abs().max().item())
+    model = tiny_transformers.kandinsky5(attention_type="nabla")
+    with pytest.raises(UnsupportedModelError, match="sparse attention"):
+        summary(model, height=128, width=128)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_queries_that_may_see_nothing_stay_finite(dtype):
+    """Those of padded text in HunyuanVideo 1.5: a NaN would reach the film one block later."""
+    model = copy.deepcopy(built("hunyuan_video_15_text")).to(dtype)
+    arguments = tiny_transformers.inputs("hunyuan_video_15_text", model, 4, 6)
+    arguments["encoder_attention_mask_2"].zero_()  # no words in quotes
+    texts = []
+    for block in model.transformer_blocks:
+        block.register_forward_hook(lambda _, args, outputs: texts.append(outputs[1]))
+    with apply_patch(model, factor=2, anchors=3), torch.no_grad():
+        film = tiny.flatten(model(**arguments))
+    assert len(texts) == 2
+    assert all(x.isfinite().all() for x in (*texts, film))
 
 
 @pytest.mark.parametrize("anchors", [None, torch.tensor([[1], [5]])], ids=["grid", "anchors"])

@@ -85,15 +85,17 @@ def test_the_reason_is_said(name, reason):
         ("QwenImage21Transformer2DModel", "between calls", "KV cache"),
         ("WanAnimate2Transformer3DModel", "between calls", "The KV cache is empty"),
         ("GlmImageTransformer2DModel", "between calls", "kv_cache.store(key, value)"),
-        ("Kandinsky5Transformer3DModel", "block masks", "BlockMask"),
         ("Kandinsky6SRTransformer3DModel", "block masks", "BlockMask"),
-        ("Kandinsky6Transformer3DModel", "no to_k", "attn.to_key("),
+        (
+            "Kandinsky6Transformer3DModel",
+            "from others",
+            "rotary_emb_kv = rope_kv if rope_kv is not",
+        ),
         ("PRXTransformer2DModel", "no to_k", "attn.img_qkv_proj("),
         ("JoyImageEditTransformer3DModel", "no to_k", "attn.img_attn_qkv("),
         ("LTX2VideoTransformer3DModel", "sound and video", "audio_hidden_states"),
         ("SanaWMLTX2RefinerTransformer3DModel", "sound and video", "audio-to-video"),
         ("MiniMaxH3Transformer3DModel", "sound and video", "audio_hidden_states"),
-        ("HunyuanVideo15Transformer3DModel", "by value", "text[text_mask]"),
         ("HiDreamImageTransformer2DModel", "by value", "bincount().cpu().numpy()"),
         ("NucleusMoEImageTransformer2DModel", "by value", "num_tokens_per_expert.tolist()"),
         ("HunyuanVideoFramepackTransformer3DModel", "several sizes", "latents_clean_2x"),
@@ -114,6 +116,7 @@ def test_reasons_have_evidence_in_the_source(name, part, evidence):
     assert evidence in source
     if part == "no to_k":
         assert "to_k(" not in source
+        assert "to_key(" not in source
 
 
 def test_an_unknown_model_is_told_of_register_adapter():

@@ -156,6 +156,50 @@ def hunyuan_video(seed: int = 0) -> diffusers.HunyuanVideoTransformer3DModel:
     )
 
 
+def hunyuan_video_15(seed: int = 0) -> diffusers.HunyuanVideo15Transformer3DModel:
+    """Two texts and a picture, sorted by what is valid; the mask is over queries too."""
+    return _build(
+        lambda: diffusers.HunyuanVideo15Transformer3DModel(
+            in_channels=4,
+            out_channels=4,
+            num_attention_heads=2,
+            attention_head_dim=8,
+            num_layers=2,
+            num_refiner_layers=1,
+            text_embed_dim=8,
+            text_embed_2_dim=8,
+            image_embed_dim=8,
+            rope_axes_dim=(2, 2, 4),
+        ),
+        seed,
+    )
+
+
+def hunyuan_video_15_text(seed: int = 0) -> diffusers.HunyuanVideo15Transformer3DModel:
+    """The same, of text alone: every token of the picture is masked."""
+    return hunyuan_video_15(seed)
+
+
+def kandinsky5(seed: int = 0, **options: Any) -> diffusers.Kandinsky5Transformer3DModel:
+    """Video only, channels last; rotated keys are rounded to bfloat16."""
+    settings = {
+        "in_visual_dim": 4,
+        "in_text_dim": 8,
+        "in_text_dim2": 8,
+        "time_dim": 8,
+        "out_visual_dim": 4,
+        "model_dim": DIM,
+        "ff_dim": 16,
+        "num_text_blocks": 1,
+        "num_visual_blocks": 2,
+        "axes_dims": (2, 2, 4),
+    }
+    model = _build(lambda: diffusers.Kandinsky5Transformer3DModel(**{**settings, **options}), seed)
+    # the host gives it float32, in which it is loaded
+    model.time_embeddings.in_layer.register_forward_pre_hook(_in_own_dtype)
+    return model
+
+
 def flux2(seed: int = 0) -> diffusers.Flux2Transformer2DModel:
     """Single blocks project queries, keys, values and the MLP in one."""
     options = {"axes_dims_rope": (2, 2, 2, 2), "timestep_guidance_channels": 8}

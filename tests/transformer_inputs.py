@@ -132,6 +132,35 @@ def _hunyuan(model: Any, noise: Noise, height: int, width: int, batch: int) -> d
     }
 
 
+def _hunyuan_15(model: Any, noise: Noise, height: int, width: int, batch: int) -> dict[str, Any]:
+    return {
+        "hidden_states": noise(batch, 4, FRAMES, height, width),
+        "timestep": torch.full((batch,), 500).to(noise.like.dtype),
+        "encoder_hidden_states": noise(batch, TEXT, 8),
+        "encoder_attention_mask": padded_text(batch),
+        "encoder_hidden_states_2": noise(batch, TEXT, 8),
+        "encoder_attention_mask_2": padded_text(batch).flip(0),  # another sample's is padded
+        "image_embeds": noise(batch, 3, 8),
+    }
+
+
+def _hunyuan_15_text(*arguments: Any) -> dict[str, Any]:
+    inputs = _hunyuan_15(*arguments)
+    return {**inputs, "image_embeds": torch.zeros_like(inputs["image_embeds"])}  # masked then
+
+
+def _kandinsky5(model: Any, noise: Noise, height: int, width: int, batch: int) -> dict[str, Any]:
+    return {
+        "hidden_states": noise(batch, FRAMES, 2 * height, 2 * width, 4),
+        "encoder_hidden_states": noise(batch, TEXT, 8),
+        "timestep": torch.full((batch,), 500).to(noise.like.dtype),
+        "pooled_projections": noise(batch, 8),
+        "visual_rope_pos": [torch.arange(n) for n in (FRAMES, height, width)],
+        "text_rope_pos": torch.arange(TEXT),
+        "scale_factor": (1.0, 2.0, 2.0),
+    }
+
+
 def _flux_like(model: Any, noise: Noise, height: int, width: int, batch: int) -> dict[str, Any]:
     inputs = _flux(model, noise, height, width, batch)
     del inputs["pooled_projections"]
@@ -351,6 +380,9 @@ INPUTS: dict[str, Callable[..., dict[str, Any]]] = {
     "wan_i2v": _wan,
     "wan_vace": _vace,
     "hunyuan_video": _hunyuan,
+    "hunyuan_video_15": _hunyuan_15,
+    "hunyuan_video_15_text": _hunyuan_15_text,
+    "kandinsky5": _kandinsky5,
     "hunyuan_image": _hunyuan_image,
     "flux2": _flux2,
     "flux3": _flux3,

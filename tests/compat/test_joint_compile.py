@@ -18,7 +18,7 @@ KINDS = [
     "flux", "chroma", "sd35", "qwen_image", "wan", "wan_i2v", "wan_vace", "hunyuan_video",
     "flux2", "z_image", "ltx", "cogvideox", "cogview4", "auraflow", "hunyuan_image",
     "anyflow", "motif_video", "lumina_next", "krea2", "flux3",
-    "cosmos", "easyanimate", "consisid", "wan_animate", "hunyuan_dit",
+    "cosmos", "easyanimate", "consisid", "wan_animate", "hunyuan_dit", "kandinsky5",
 ]  # fmt: skip
 # Positions as a tensor: a compiled model cannot read them.
 BY_VALUE = ("flux", "flux2", "flux3", "chroma", "krea2")
@@ -86,7 +86,7 @@ def test_patching_and_removing_after_compilation(kind):
 @pytest.mark.parametrize(
     ("kind", "patched_first"),
     [("flux", True), ("flux", False), ("sd35", False), ("qwen_image", True), ("wan", False),
-     ("lumina2", True)],
+     ("lumina2", True), ("hunyuan_video_15", True), ("hunyuan_video_15", False)],
 )  # fmt: skip
 def test_repeated_blocks(kind, patched_first):
     model = getattr(tiny_transformers, kind)()

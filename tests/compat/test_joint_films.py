@@ -83,6 +83,21 @@ def test_hunyuan_video_from_a_picture(way):
     assert_follows(Case("hunyuan_video", pipe, FILM, text, options))
 
 
+@pytest.mark.compat(
+    "HunyuanVideo15Pipeline, HunyuanVideo15ImageToVideoPipeline",
+    note="with guidance, two masked texts; the first frame in channels and as tokens",
+)
+@pytest.mark.parametrize("kind", ["HunyuanVideo15Pipeline", "HunyuanVideo15ImageToVideoPipeline"])
+def test_hunyuan_video_15(kind):
+    assert_follows(case(kind))
+
+
+@pytest.mark.compat("Kandinsky5T2VPipeline, Kandinsky5I2VPipeline", note="with guidance")
+@pytest.mark.parametrize("kind", ["Kandinsky5T2VPipeline", "Kandinsky5I2VPipeline"])
+def test_kandinsky5(kind):
+    assert_follows(case(kind))
+
+
 @pytest.mark.compat("LTXPipeline, LTXImageToVideoPipeline", note="with guidance")
 @pytest.mark.parametrize("kind", ["LTXPipeline", "LTXImageToVideoPipeline"])
 def test_ltx(kind):

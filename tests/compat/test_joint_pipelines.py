@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from joint_pipelines import PATCH, SIZE, SMALL, TWO, Case, assert_follows, case, flux
-from tokendown import apply_patch, is_patched, remove_patch
+from tokendown import apply_patch, is_patched, remove_patch, summary
 
 
 @pytest.mark.compat("FluxPipeline", note="also in other sizes, under one patch")
@@ -95,3 +95,12 @@ def test_lumina2():
 @pytest.mark.compat("HunyuanDiTPipeline", note="with guidance, two masked texts")
 def test_hunyuan_dit():
     assert_follows(case("HunyuanDiTPipeline"))
+
+
+@pytest.mark.compat("Kandinsky5T2IPipeline, Kandinsky5I2IPipeline", note="with guidance")
+@pytest.mark.parametrize("kind", ["Kandinsky5T2IPipeline", "Kandinsky5I2IPipeline"])
+def test_kandinsky5(kind):
+    still = case(kind)
+    assert_follows(still)
+    found = summary(still.pipe, height=96, width=128, frames=1)  # it is a film otherwise
+    assert found.layers[0].keys_before == 6 * 8

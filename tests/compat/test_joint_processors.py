@@ -29,7 +29,7 @@ def run(kind, model, **extra):
 
 
 def want_of(kind):
-    frames = tiny_transformers.FRAMES if kind in ("wan", "hunyuan_video") else 1
+    frames = tiny_transformers.FRAMES if kind in ("wan", "hunyuan_video", "kandinsky5") else 1
     return joint_reference.Want(((frames, *SIZE),), anchors=3)
 
 
@@ -46,7 +46,7 @@ def assert_near(got, want, tolerance=2e-4) -> None:
 
 def add_lora(model) -> None:
     """On every projection, with weights that are not at their neutral start."""
-    targets = ["to_q", "to_k", "to_v", "add_k_proj", "add_v_proj"]
+    targets = ["to_q", "to_k", "to_v", "add_k_proj", "add_v_proj", "to_query", "to_key", "to_value"]
     model.add_adapter(LoraConfig(r=2, lora_alpha=4, target_modules=targets))
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -56,7 +56,7 @@ def add_lora(model) -> None:
 
 
 @pytest.mark.compat("transformers: LoRA (peft)", note="loaded before and under the patch")
-@pytest.mark.parametrize("kind", ["flux", "sd3", "qwen_image", "wan"])
+@pytest.mark.parametrize("kind", ["flux", "sd3", "qwen_image", "wan", "kandinsky5"])
 def test_lora(kind):
     model = getattr(tiny_transformers, kind)()
     plain = run(kind, model)

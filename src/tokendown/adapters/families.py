@@ -268,7 +268,7 @@ def _other_self_attention(model: nn.Module, taken: set[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     blocks = {name.rpartition(".")[0] for name in taken}
     for name, module in model.named_modules():
-        if not hasattr(module, "to_q") or name in taken:
+        if not (hasattr(module, "to_q") or hasattr(module, "to_query")) or name in taken:
             continue
         if name.rpartition(".")[0] in blocks:  # cross-attention beside it
             continue

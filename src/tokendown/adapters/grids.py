@@ -28,6 +28,7 @@ class LatentGrid:
         patch: name of the patch size in the model's configuration: a number a side,
             (height, width), or (frames, height, width).
         temporal: name of the patch size in time, where that is separate.
+        channels_last: whether it is [..., height, width, channels] instead.
     """
 
     def __init__(
@@ -36,15 +37,17 @@ class LatentGrid:
         frames: int | None = None,
         patch: str = "patch_size",
         temporal: str | None = None,
+        channels_last: bool = False,
     ) -> None:
         self.argument, self.frames, self.patch, self.temporal = argument, frames, patch, temporal
+        self.channels_last = channels_last
 
     def __call__(self, config: Any, arguments: Mapping[str, Any]) -> Shapes:
         return (self.of(config, arguments[self.argument]),)
 
     def of(self, config: Any, latent: Tensor) -> tuple[int, int, int]:
         """(frames, height, width) of one latent."""
-        shape = latent.shape
+        shape = latent.movedim(-1, 1).shape if self.channels_last else latent.shape
         patch = getattr(config, self.patch)
         if isinstance(patch, int):
             in_time = getattr(config, self.temporal) if self.temporal else 1
@@ -53,6 +56,19 @@ class LatentGrid:
         frames = 1 if self.frames is None or len(shape) < 5 else shape[self.frames]
         # A last frame that does not fill a patch is padded by the model (CogVideoX 1.5).
         return -(-frames // patch[0]), shape[-2] // patch[1], shape[-1] // patch[2]
+
+
+class DenseGrid(LatentGrid):
+    """Kandinsky 5, whose tokens are in rows unless its attention is sparse."""
+
+    def __call__(self, config: Any, arguments: Mapping[str, Any]) -> Shapes:
+        if arguments.get("sparse_params") is not None:
+            raise GridError(
+                "with sparse_params, tokens are ordered in squares of 8 x 8, and a block mask says "
+                "which of those see each other: neither can be cut down to kept keys; use a model "
+                "with regular attention (attention_type), or remove_patch(model)"
+            )
+        return super().__call__(config, arguments)
 
 
 class ShapeGrid:

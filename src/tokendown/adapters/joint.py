@@ -135,6 +135,13 @@ class View:
     def to_v(self, x: Tensor) -> Tensor:
         return self.owner.to_v(self._take(x))  # type: ignore[no-any-return]
 
+    # Kandinsky 5 has its own names, and gives keys and values the shape of its queries.
+    def to_key(self, x: Tensor) -> Tensor:
+        return self._part(x).put(self.owner.to_key(self._take(x)))
+
+    def to_value(self, x: Tensor) -> Tensor:
+        return self._part(x).put(self.owner.to_value(self._take(x)))
+
     def _take(self, x: Tensor) -> Tensor:
         if self.seen is not x:
             self.seen, self.kept = x, self._part(x).take(x, 1)

@@ -11,6 +11,10 @@ _HISTORY = "its sequence holds frames of several sizes, which no grid source des
 _CACHE = "its processor keeps keys and values of its own between calls"
 _BLOCK_MASK = "its attention takes block masks, which cannot be cut down to the kept keys"
 _NAMES = "its attention modules have no to_k and to_v, before which tokens could be selected"
+_RENAMED = (
+    "its attention modules make arguments of their processor from others, in the forward that "
+    "tokendown stands in for"
+)
 _BY_VALUE = "it chooses tokens or experts by value, so that its cost is not known without weights"
 _CAUSAL = "its text sees text alone: one processor makes two attention calls, over other sequences"
 _TOKENS_FIRST = "its norms are given [tokens, batch], where no anchors can be found yet"
@@ -60,11 +64,9 @@ REFUSED: dict[str, str] = {
     "QwenImage21Transformer2DModel": _CACHE,
     "WanAnimate2Transformer3DModel": _CACHE,
     "GlmImageTransformer2DModel": _CACHE,
-    "Kandinsky5Transformer3DModel": _BLOCK_MASK,
-    "Kandinsky6Transformer3DModel": _NAMES,
+    "Kandinsky6Transformer3DModel": _RENAMED,
     "PRXTransformer2DModel": _NAMES,
     "JoyImageEditTransformer3DModel": _NAMES,
-    "HunyuanVideo15Transformer3DModel": _BY_VALUE,
     "StableCascadeUNet": _KEYS_OF_TWO_KINDS,
     "HiDreamImageTransformer2DModel": _BY_VALUE,
     "NucleusMoEImageTransformer2DModel": _BY_VALUE,

@@ -17,6 +17,8 @@ SD3_TOKENS = 333  # 77 of CLIP and 256 of T5, the pipeline's default
 HUNYUAN_TOKENS = 256
 WAN_FRAMES = 21  # latent frames of 81 frames
 HUNYUAN_FRAMES = 33  # latent frames of 129 frames
+HUNYUAN_15_TOKENS = (1000, 256, 729)  # of Qwen, of ByT5, and of SigLIP for the first frame
+HUNYUAN_15_FRAMES = KANDINSKY_FRAMES = 31  # latent frames of 121 frames
 LTX_TOKENS = 128
 LTX_FRAMES = 21  # latent frames of 161 frames
 COGVIDEOX_FRAMES = 13  # latent frames of 49 frames
@@ -161,6 +163,38 @@ def _hunyuan_video(config: Any, zeros: Zeros, height: int, width: int) -> dict[s
     if config.guidance_embeds:
         inputs["guidance"] = zeros()
     return inputs
+
+
+def _hunyuan_video_15(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, Any]:
+    """All text is valid, so that none of it is moved; there is no first frame."""
+    qwen, byt5, siglip = HUNYUAN_15_TOKENS
+    frames = zeros.asked or HUNYUAN_15_FRAMES
+    inputs = {
+        "hidden_states": zeros(config.in_channels, frames, height, width),
+        "timestep": zeros(),
+        "encoder_hidden_states": zeros(qwen, config.text_embed_dim),
+        "encoder_attention_mask": zeros.mask(qwen),
+        "encoder_hidden_states_2": zeros(byt5, config.text_embed_2_dim),
+        "encoder_attention_mask_2": zeros.mask(byt5),
+        "image_embeds": zeros.readable(siglip, config.image_embed_dim),
+    }
+    return {**inputs, "timestep_r": zeros()} if config.use_meanflow else inputs
+
+
+def _kandinsky5(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, Any]:
+    if config.attention_type != "regular":
+        raise UnsupportedModelError("no example inputs are known for Kandinsky's sparse attention")
+    frames = zeros.asked or KANDINSKY_FRAMES
+    channels = 2 * config.in_visual_dim + 1 if config.visual_cond else config.in_visual_dim
+    rows = height // config.patch_size[1], width // config.patch_size[2]
+    return {
+        "hidden_states": zeros(frames, height, width, channels),
+        "encoder_hidden_states": zeros(T5_TOKENS, config.in_text_dim),
+        "timestep": zeros(),
+        "pooled_projections": zeros(config.in_text_dim2),
+        "visual_rope_pos": [torch.arange(n, device=zeros.device) for n in (frames, *rows)],
+        "text_rope_pos": torch.arange(T5_TOKENS, device=zeros.device),
+    }
 
 
 def _motif_video(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, Any]:
@@ -359,7 +393,7 @@ def _krea2(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, Any]
     return {
         "hidden_states": zeros(image.shape[0], config.in_channels),
         "encoder_hidden_states": zeros(*text),
-        "encoder_attention_mask": zeros.mask(T5_TOKENS),
+        "encoder_attention_mask": zeros(T5_TOKENS) == 0,
         "timestep": zeros(),
         "position_ids": torch.cat([zeros(T5_TOKENS, 3)[0], image]),
     }
@@ -427,6 +461,8 @@ TRANSFORMERS: dict[str, Maker] = {
     "HunyuanDiT2DModel": _hunyuan_dit,
     "HunyuanDiT2DControlNetModel": _hunyuan_dit_controlnet,
     "HunyuanVideoTransformer3DModel": _hunyuan_video,
+    "HunyuanVideo15Transformer3DModel": _hunyuan_video_15,
+    "Kandinsky5Transformer3DModel": _kandinsky5,
     "MotifVideoTransformer3DModel": _motif_video,
     "HunyuanImageTransformer2DModel": _hunyuan_image,
     "Flux2Transformer2DModel": _flux2,

@@ -23,6 +23,7 @@ from .classic import NormReader, say_if_unchanged, why_dense
 from .grids import (
     CaptionedGrid,
     CoordinateGrid,
+    DenseGrid,
     GistGrid,
     GridSource,
     IdGrid,
@@ -41,7 +42,8 @@ class Blocks:
 
     Args:
         path: attribute of the model that holds the blocks, dotted where it is one of a part.
-        attention: attribute of a block: the module with ``to_q``, ``to_k``, ``to_v``.
+        attention: attribute of a block: the module with ``to_q``, ``to_k``, ``to_v``, or with
+            ``to_query``, ``to_key``, ``to_value``.
         norm: attribute of a block: the norm before it; anchors are the longest of its inputs.
             Empty for the block itself, where its norm is given the text as well.
         text_first: whether text comes before the image tokens in the keys.
@@ -119,6 +121,21 @@ ADAPTERS: dict[str, Adapter] = {
     ),
     "HunyuanVideoTransformer3DModel": Adapter(
         LatentGrid(frames=-3, temporal="patch_size_t"), _IMAGE_THEN_TEXT
+    ),
+    "HunyuanVideo15Transformer3DModel": Adapter(
+        LatentGrid(frames=-3, temporal="patch_size_t"),
+        (Blocks("transformer_blocks", text_first=False),),
+    ),
+    "Kandinsky5Transformer3DModel": Adapter(
+        DenseGrid(frames=-3, channels_last=True),
+        (
+            Blocks(
+                "visual_transformer_blocks",
+                "self_attention",
+                norm="self_attention_norm",
+                rotary="rotary_emb",
+            ),
+        ),
     ),
     "MotifVideoTransformer3DModel": Adapter(
         LatentGrid(frames=-3, temporal="patch_size_t"), _IMAGE_THEN_TEXT
@@ -302,7 +319,7 @@ def make_plan(model: nn.Module, adapter: Adapter, config: Options | None) -> Joi
     for name, _, attention, blocks in attentions(model, adapter):
         if config is not None:
             check(name, attention)
-        separate = hasattr(attention, "to_k")
+        key = getattr(attention, "to_k", getattr(attention, "to_key", None))
         plan.layers.append(
             JointLayer(
                 name,
@@ -314,8 +331,8 @@ def make_plan(model: nn.Module, adapter: Adapter, config: Options | None) -> Joi
                 text_first=blocks.text_first,
                 rotary=blocks.rotary,
                 references=blocks.references,
-                selects_first=separate,
-                key_width=attention.to_k.out_features if separate else _inner_dim(attention),
+                selects_first=key is not None,
+                key_width=_inner_dim(attention) if key is None else key.out_features,
             )
         )
     return plan
@@ -327,8 +344,7 @@ def _averages(config: Options) -> bool:
 
 
 def _query_dim(attention: Any) -> int:
-    size = getattr(attention, "query_dim", None) or attention.to_q.in_features
-    return int(size)
+    return int(getattr(attention, "query_dim", None) or _query(attention).in_features)
 
 
 def _heads(attention: Any) -> int:
@@ -337,7 +353,11 @@ def _heads(attention: Any) -> int:
 
 def _inner_dim(attention: Any) -> int:
     """Channels of all heads of queries."""
-    return int(getattr(attention, "inner_dim", None) or attention.to_q.out_features)
+    return int(getattr(attention, "inner_dim", None) or _query(attention).out_features)
+
+
+def _query(attention: Any) -> Any:
+    return attention.to_q if hasattr(attention, "to_q") else attention.to_query
 
 
 def install(model: nn.Module, plan: JointPlan) -> None:

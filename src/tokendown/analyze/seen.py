@@ -117,9 +117,10 @@ class JointCall(Call):
         """Text goes its own way out where it came in on its own; to nowhere in a last block."""
         rows = heads.transpose(1, 2).flatten(-2).to(self.dtype)
         image, text = rows[:, : self.image_queries], rows[:, self.image_queries :]
-        parts = [_project(self.attention, "to_out", image)]
+        out = "to_out" if hasattr(self.attention, "to_out") else "out_layer"  # Kandinsky 5
+        parts = [_project(self.attention, out, image)]
         if getattr(self.attention, "add_k_proj", None) is None:
-            parts.append(_project(self.attention, "to_out", text))
+            parts.append(_project(self.attention, out, text))
         elif getattr(self.attention, "to_add_out", None) is not None:
             parts.append(_project(self.attention, "to_add_out", text))
         return torch.cat([_precise(part).flatten() for part in parts])
