@@ -15,6 +15,9 @@ from typing import Any
 
 import diffusers
 import torch
+from diffusers.pipelines.ltx2 import LTX2TextConnectors, LTX2Vocoder
+from diffusers.pipelines.ltx2.pipeline_ltx2_condition import LTX2VideoCondition
+from diffusers.pipelines.ltx2.pipeline_ltx2_ic_lora import LTX2ReferenceCondition
 from PIL import Image
 from torch import Tensor
 
@@ -85,8 +88,10 @@ class Case:
     def run(self, **options: Any) -> Tensor:
         """From one seed; latents, flattened."""
         generator = torch.Generator().manual_seed(0)
-        given = {"num_inference_steps": STEPS, "output_type": "latent", **self.tensors}
-        given |= {**self.options, **options, "generator": generator}
+        given = {"output_type": "latent", **self.tensors, "generator": generator}
+        if "sigmas" not in self.options:  # a schedule of its own
+            given["num_inference_steps"] = STEPS
+        given |= {**self.options, **options}
         return self.pipe(**given, return_dict=False)[0].flatten()
 
 
@@ -149,6 +154,35 @@ def ltx_vae() -> Any:
             downsample_type=("conv",) * 2, patch_size=8, patch_size_t=1,
         )
     )  # fmt: skip
+
+
+def ltx2(kind: str, model: str = "ltx2", **settings: Any) -> Any:
+    """32 pixels a latent pixel, eight frames a latent frame; two channels of sound, 8 mel bins."""
+    text = {"num_attention_heads": 2, "attention_head_dim": 4, "num_layers": 1,
+            "num_learnable_registers": None}  # fmt: skip
+    parts: dict[str, Callable[[], Any]] = {
+        "vae": lambda: diffusers.AutoencoderKLLTX2Video(
+            latent_channels=4, block_out_channels=(8,) * 3, layers_per_block=(1,) * 4,
+            down_block_types=("LTX2VideoDownBlock3D",) * 3, spatio_temporal_scaling=(True,) * 3,
+            downsample_type=("spatiotemporal",) * 3, decoder_block_out_channels=(8,) * 3,
+            decoder_layers_per_block=(1,) * 4, upsample_factor=(1,) * 3,
+            upsample_residual=(False,) * 3,
+        ),
+        "audio_vae": lambda: diffusers.AutoencoderKLLTX2Audio(
+            base_channels=4, ch_mult=(1, 1, 1), num_res_blocks=1, latent_channels=2, mel_bins=8
+        ),
+        "connectors": lambda: LTX2TextConnectors(
+            caption_channels=8, text_proj_in_factor=1,
+            **{f"video_connector_{name}": value for name, value in text.items()},
+            **{f"audio_connector_{name}": value for name, value in text.items()},
+        ),
+        "vocoder": lambda: LTX2Vocoder(
+            in_channels=16, hidden_channels=8, upsample_kernel_sizes=[4], upsample_factors=[2],
+            resnet_kernel_sizes=[3], resnet_dilations=[[1]],
+        ),
+    }  # fmt: skip
+    built = {name: tiny._build(make) for name, make in parts.items()}
+    return assemble(kind, transformer(model, **settings), **built)
 
 
 def film_vae(kind: str) -> Any:
@@ -327,7 +361,7 @@ SMALL = {"height": 24, "width": 32}  # two pixels a latent pixel, two of those a
 LARGER = {"height": 48, "width": 64}
 EIGHT = {"height": 96, "width": 128}  # eight pixels a latent pixel, whatever the VAE says
 QWEN = {"height": 6 * 64, "width": 8 * 64, "true_cfg_scale": 1.0}
-WAN, HUNYUAN, LTX = film(5, 8), film(9, 16), film(9, 32)
+WAN, HUNYUAN, LTX, LTX2 = film(5, 8), film(9, 16), film(9, 32), film(17, 32)
 TWO = {"prompt_embeds": TEXT, "pooled_prompt_embeds": POOLED}
 GUIDED = {"prompt_embeds": TEXT, "negative_prompt_embeds": -TEXT}
 NEGATIVE_POOLED = {"pooled_prompt_embeds": POOLED, "negative_pooled_prompt_embeds": -POOLED}
@@ -418,6 +452,29 @@ CASES: dict[str, Callable[[], Case]] = {
     "LTXConditionPipeline": lambda: Case(
         "ltx", assemble("LTXConditionPipeline", transformer("ltx"), vae=ltx_vae()),
         FILM, MASKED, {**LTX, "image": picture(192, 256)},
+    ),
+    "LTX2Pipeline": lambda: Case("ltx2", ltx2("LTX2Pipeline"), FILM, MASKED, LTX2),
+    "LTX2ImageToVideoPipeline": lambda: Case(
+        "ltx2", ltx2("LTX2ImageToVideoPipeline"), FILM, MASKED,
+        {**LTX2, "image": picture(192, 256), "image_crf": 0},
+    ),
+    "LTX2ConditionPipeline": lambda: Case(
+        "ltx2", ltx2("LTX2ConditionPipeline"), FILM, MASKED,
+        {**LTX2, "conditions": [
+            LTX2VideoCondition(frames=picture(192, 256, seed), index=seed, crf=0)
+            for seed in (0, 2)  # the last one stands behind the video
+        ]},
+    ),
+    "LTX2InContextPipeline": lambda: Case(
+        "ltx2", ltx2("LTX2InContextPipeline"), FILM, MASKED,
+        {**LTX2, "reference_conditions": LTX2ReferenceCondition([picture(192, 256)] * 17),
+         "conditioning_attention_strength": 0.5},
+    ),
+    # 17 frames are filled up to 25, and a picture at the end of those is made beside them
+    "LTX2DFRPipeline": lambda: Case(
+        "ltx2", ltx2("LTX2DFRPipeline", use_keyframes_abs_pos_embedding=True), ((4, 6, 8),),
+        {"prompt_embeds": TEXT, "prompt_attention_mask": MASK}, {**LTX2, "sigmas": [1.0, 0.5]},
+        predicted=False,
     ),
     "CogVideoXPipeline": lambda: Case(
         "cogvideox", assemble(

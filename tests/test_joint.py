@@ -25,6 +25,8 @@ VIDEO = [
     "chrono_edit",
     "wan_animate",
     "ltx",
+    "ltx2",
+    "ltx23",
     "cogvideox",
     "consisid",
     "easyanimate",
@@ -101,7 +103,7 @@ def test_odd_sizes_and_factors(kind, size, factor):
     torch.testing.assert_close(got, want, rtol=0, atol=1e-5 * want.abs().max().item())
 
 
-@pytest.mark.parametrize("kind", ["wan", "hunyuan_video"])
+@pytest.mark.parametrize("kind", ["wan", "hunyuan_video", "ltx2"])
 def test_a_temporal_factor_drops_frames(kind):
     model, size = built(kind), (4, 6)
     want = wanted(kind, model, size, temporal=2, anchors=3)

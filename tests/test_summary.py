@@ -158,7 +158,7 @@ def test_no_size_anywhere_is_an_error() -> None:
         tokendown.summary(tiny.sd_unet(), height=4, width=64)
 
 
-@pytest.mark.parametrize("kind", ["wan", "wan_vace", "hunyuan_video", "ltx", "cogvideox"])
+@pytest.mark.parametrize("kind", ["wan", "wan_vace", "hunyuan_video", "ltx", "ltx2", "cogvideox"])
 def test_more_frames_of_a_video_transformer_cost_more(kind):
     model = getattr(tiny_transformers, kind)()
     keys = {

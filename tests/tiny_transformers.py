@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import tiny
-from transformer_inputs import FRAMES, INPUTS, TEXT, inputs, position_ids
+from transformer_inputs import FRAMES, INPUTS, SOUND, TEXT, inputs, position_ids
 
-__all__ = ["FRAMES", "INPUTS", "TEXT", "inputs", "position_ids", "run"]
+__all__ = ["FRAMES", "INPUTS", "SOUND", "TEXT", "inputs", "position_ids", "run"]
 
 DIM = 16  # two heads of 8 channels
 
@@ -266,6 +266,39 @@ def ltx(seed: int = 0) -> diffusers.LTXVideoTransformer3DModel:
             caption_channels=8,
         ),
         seed,
+    )
+
+
+def ltx2(seed: int = 0, **options: Any) -> diffusers.LTX2VideoTransformer3DModel:
+    """Video and sound beside each other; rotates before it splits the heads, as in LTX-2.0."""
+    settings = {
+        "in_channels": 4,
+        "out_channels": 4,
+        "num_attention_heads": 2,
+        "attention_head_dim": 8,
+        "cross_attention_dim": DIM,
+        "audio_in_channels": 4,
+        "audio_out_channels": 4,
+        "audio_num_attention_heads": 2,
+        "audio_attention_head_dim": 4,
+        "audio_cross_attention_dim": 8,
+        "num_layers": 2,
+        "caption_channels": 8,
+    }
+    return _build(lambda: diffusers.LTX2VideoTransformer3DModel(**{**settings, **options}), seed)
+
+
+def ltx23(seed: int = 0) -> diffusers.LTX2VideoTransformer3DModel:
+    """As in LTX-2.3: every head has a table of its own and a gate; masked, and can be perturbed."""
+    return ltx2(
+        seed,
+        rope_type="split",
+        gated_attn=True,
+        audio_gated_attn=True,
+        cross_attn_mod=True,
+        audio_cross_attn_mod=True,
+        perturbed_attn=True,
+        use_prompt_embeddings=False,
     )
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 TEXT = 5
 FRAMES = 3
+SOUND = 7  # latent frames of it
 
 
 def position_ids(height: int, width: int, picture: int = 0) -> Tensor:
@@ -175,6 +176,31 @@ def _ltx(model: Any, noise: Noise, height: int, width: int, batch: int) -> dict[
         "height": height,
         "width": width,
     }
+
+
+def _ltx2(model: Any, noise: Noise, height: int, width: int, batch: int) -> dict[str, Any]:
+    config = model.config
+    raw = config.use_prompt_embeddings
+    return {
+        "hidden_states": noise(batch, FRAMES * height * width, 4),
+        "audio_hidden_states": noise(batch, SOUND, 4),
+        "encoder_hidden_states": noise(batch, TEXT, 8 if raw else config.cross_attention_dim),
+        "audio_encoder_hidden_states": noise(batch, TEXT, 8),
+        "encoder_attention_mask": padded_text(batch),
+        "audio_encoder_attention_mask": padded_text(batch),
+        "timestep": torch.full((batch,), 500),
+        "sigma": torch.full((batch,), 500),
+        "num_frames": FRAMES,
+        "height": height,
+        "width": width,
+        "audio_num_frames": SOUND,
+    }
+
+
+def _ltx23(model: Any, noise: Noise, height: int, width: int, batch: int) -> dict[str, Any]:
+    tokens = FRAMES * height * width
+    mask = (noise(batch, tokens, tokens) > -1).to(noise.like.dtype)
+    return {**_ltx2(model, noise, height, width, batch), "video_self_attention_mask": mask}
 
 
 def _cogvideox(model: Any, noise: Noise, height: int, width: int, batch: int) -> dict[str, Any]:
@@ -364,6 +390,8 @@ INPUTS: dict[str, Callable[..., dict[str, Any]]] = {
     "chrono_edit": _wan,
     "z_image": _z_image,
     "ltx": _ltx,
+    "ltx2": _ltx2,
+    "ltx23": _ltx23,
     "cogvideox": _cogvideox,
     "consisid": _cogvideox,
     "easyanimate": _easyanimate,

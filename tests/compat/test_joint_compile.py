@@ -18,7 +18,7 @@ KINDS = [
     "flux", "chroma", "sd35", "qwen_image", "wan", "wan_i2v", "wan_vace", "hunyuan_video",
     "flux2", "z_image", "ltx", "cogvideox", "cogview4", "auraflow", "hunyuan_image",
     "anyflow", "motif_video", "lumina_next", "krea2", "flux3",
-    "cosmos", "easyanimate", "consisid", "wan_animate", "hunyuan_dit",
+    "cosmos", "easyanimate", "consisid", "wan_animate", "hunyuan_dit", "ltx2", "ltx23",
 ]  # fmt: skip
 # Positions as a tensor: a compiled model cannot read them.
 BY_VALUE = ("flux", "flux2", "flux3", "chroma", "krea2")

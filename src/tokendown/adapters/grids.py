@@ -78,17 +78,25 @@ def _as_list(image: Any) -> list[tuple[int, ...]]:
 
 
 class NumberGrid:
-    """Frames, height and width as arguments of the forward, in tokens.
+    """Frames, height and width as arguments of the forward.
 
     Args:
         arguments: their names.
+        patched: whether they are of the latent, of which the model makes a token a patch.
     """
 
-    def __init__(self, arguments: tuple[str, str, str] = ("num_frames", "height", "width")) -> None:
-        self.arguments = arguments
+    def __init__(
+        self,
+        arguments: tuple[str, str, str] = ("num_frames", "height", "width"),
+        patched: bool = False,
+    ) -> None:
+        self.arguments, self.patched = arguments, patched
 
     def __call__(self, config: Any, arguments: Mapping[str, Any]) -> Shapes:
         frames, height, width = (arguments[name] for name in self.arguments)
+        if self.patched:
+            frames = -(-frames // config.patch_size_t)
+            height, width = (-(-side // config.patch_size) for side in (height, width))
         return ((frames, height, width),)
 
 
@@ -175,6 +183,10 @@ class IdGrid:
 
     def __init__(self, argument: str = "img_ids", references: str | None = None) -> None:
         self.argument, self.references = argument, references
+
+    def wanted(self, arguments: Mapping[str, Any]) -> bool:
+        """Whether a call tells its grid so."""
+        return arguments.get(self.argument) is not None
 
     def given(self, arguments: Mapping[str, Any]) -> tuple[Tensor, ...]:
         """The positions in a call, and those of references where these have an argument."""
@@ -273,6 +285,53 @@ class CoordinateGrid(IdGrid):
         ((frames, height, width),) = shapes
         tokens = frames * height * width
         super().check(ids[0].T[-tokens:], ((1, height, width),) * frames)
+
+
+class IntervalGrid(IdGrid):
+    """LTX-2: where a token starts and ends in time, height and width, [batch, 3, tokens, 2].
+
+    The video comes first. In it a frame, a row or a token starts where the one before ends, which
+    frames of conditions behind it do not: they are exact tokens. Calls that tell numbers as well
+    mean the same by them, and numbers cost nothing to read.
+
+    Args:
+        argument: of the model's forward.
+        number: another argument, that of the frames.
+    """
+
+    def __init__(self, argument: str, number: str = "num_frames") -> None:
+        super().__init__(argument)
+        self.number = number
+
+    def wanted(self, arguments: Mapping[str, Any]) -> bool:
+        return super().wanted(arguments) and arguments.get(self.number) is None
+
+    def read(self, ids: Tensor) -> Shapes:
+        """The video.
+
+        Raises:
+            GridError: a frame is not a row-major grid, or the batch has several layouts.
+        """
+        values = self._of_one_image(ids.transpose(1, 2).flatten(2)).unflatten(1, (3, 2))
+        width = _run(values[:, 2])
+        height = _run(values[::width, 1])
+        frames = _run(values[:: width * height, 0])
+        video = values[: frames * height * width, :, 0]
+        shapes = ((1, height, width),) * frames
+        if len(video) != frames * height * width or not bool(_fits(video, shapes)):
+            raise GridError(f"the positions in {self.argument} are not those of row-major grids")
+        return ((frames, height, width),)
+
+    def check(self, ids: Tensor, shapes: Shapes) -> None:
+        ((frames, height, width),) = shapes
+        tokens = frames * height * width
+        super().check(ids[0, :, :tokens, 0].T, ((1, height, width),) * frames)
+
+
+def _run(intervals: Tensor) -> int:
+    """How many of [n, 2], from the first on, start where the one before ends."""
+    breaks = (intervals[1:, 0] != intervals[:-1, 1]).nonzero()
+    return int(breaks[0]) + 1 if len(breaks) else len(intervals)
 
 
 def _changes(values: Tensor) -> list[int]:

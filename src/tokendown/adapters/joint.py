@@ -263,7 +263,7 @@ class JointKeys(JointAttention):
         scores, self.layer.scores = self.layer.scores, None
         sequence = None
         named = self.named(args, kwargs)
-        if self.layer.active and why_dense(self.owner) is None:
+        if self.layer.active and why_dense(self.owner) is None and not perturbed(named):
             sequence = self._sequence(named, scores)
         if sequence is None:
             return MethodType(self.function, self.owner)(*args, **kwargs)
@@ -288,6 +288,11 @@ class JointKeys(JointAttention):
         rotated = self.layer.rotary is not None and named.get(self.layer.rotary) is not None
         view = View(self.owner, sequence, spread=rotated and not self.rotates_kept)
         return self.process_as(view, named, Call(sequence, self.layer.rule.multiplicity))
+
+
+def perturbed(named: dict[str, Any]) -> bool:
+    """Whether values stand for attention in a call, of some samples or all: guidance of LTX-2."""
+    return named.get("perturbation_mask") is not None or bool(named.get("all_perturbed"))
 
 
 def check(name: str, attention: Any) -> None:

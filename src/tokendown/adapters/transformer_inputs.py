@@ -19,6 +19,9 @@ WAN_FRAMES = 21  # latent frames of 81 frames
 HUNYUAN_FRAMES = 33  # latent frames of 129 frames
 LTX_TOKENS = 128
 LTX_FRAMES = 21  # latent frames of 161 frames
+LTX2_TOKENS = 1024  # the pipeline's default, filled up by the connectors
+LTX2_FRAMES = 16  # latent frames of 121 frames
+LTX2_RATE = 24.0  # frames a second
 COGVIDEOX_FRAMES = 13  # latent frames of 49 frames
 COGVIEW_TOKENS = 224
 ALLEGRO_FRAMES = 22  # latent frames of 88 frames
@@ -252,6 +255,33 @@ def _ltx(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, Any]:
     }
 
 
+def _ltx2(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, Any]:
+    frames = zeros.asked or LTX2_FRAMES
+    in_time, side = config.patch_size_t, config.patch_size
+    tokens = -(-frames // in_time) * -(-height // side) * -(-width // side)
+    steps = config.audio_sampling_rate / (config.audio_hop_length * config.audio_scale_factor)
+    sound = round(((frames - 1) * config.vae_scale_factors[0] + 1) / LTX2_RATE * steps)
+    texts = (config.cross_attention_dim, config.audio_cross_attention_dim)
+    if config.use_prompt_embeddings:
+        texts = (config.caption_channels, config.caption_channels)
+    return {
+        "hidden_states": zeros(tokens, config.in_channels),
+        "audio_hidden_states": zeros(
+            -(-sound // config.audio_patch_size_t), config.audio_in_channels
+        ),
+        "encoder_hidden_states": zeros(LTX2_TOKENS, texts[0]),
+        "audio_encoder_hidden_states": zeros(LTX2_TOKENS, texts[1]),
+        "timestep": zeros(),
+        "sigma": zeros(),
+        "encoder_attention_mask": zeros(LTX2_TOKENS),
+        "audio_encoder_attention_mask": zeros(LTX2_TOKENS),
+        "num_frames": frames,
+        "height": height,
+        "width": width,
+        "audio_num_frames": sound,
+    }
+
+
 def _cogvideox(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, Any]:
     frames = zeros.asked or COGVIDEOX_FRAMES
     inputs = {
@@ -445,6 +475,7 @@ TRANSFORMERS: dict[str, Maker] = {
     "AnyFlowTransformer3DModel": _anyflow,
     "ZImageTransformer2DModel": _z_image,
     "LTXVideoTransformer3DModel": _ltx,
+    "LTX2VideoTransformer3DModel": _ltx2,
     "CogVideoXTransformer3DModel": _cogvideox,
     "ConsisIDTransformer3DModel": _consisid,
     "EasyAnimateTransformer3DModel": _easyanimate,

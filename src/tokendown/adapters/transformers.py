@@ -26,6 +26,7 @@ from .grids import (
     GistGrid,
     GridSource,
     IdGrid,
+    IntervalGrid,
     JoinedIdGrid,
     LatentGrid,
     ListGrid,
@@ -65,7 +66,7 @@ class Adapter:
         grid: tells (frames, height, width) in tokens, of the picture or video first, then of
             reference pictures: from the model's configuration and the arguments of its forward.
         blocks: lists of blocks with self-attention over these tokens.
-        positions: read instead of the grid by calls that are given this argument, or None.
+        positions: read instead of the grid in calls that tell it so, or None.
     """
 
     grid: GridSource | IdGrid
@@ -74,7 +75,7 @@ class Adapter:
 
     def source(self, arguments: Mapping[str, Any]) -> GridSource | IdGrid:
         """What tells the grid in a call with these arguments."""
-        if self.positions is not None and arguments.get(self.positions.argument) is not None:
+        if self.positions is not None and self.positions.wanted(arguments):
             return self.positions
         return self.grid
 
@@ -146,6 +147,11 @@ ADAPTERS: dict[str, Adapter] = {
         NumberGrid(),
         (Blocks("transformer_blocks", "attn1"),),
         positions=CoordinateGrid("video_coords"),
+    ),
+    "LTX2VideoTransformer3DModel": Adapter(  # its sound has attention of its own
+        NumberGrid(patched=True),
+        (Blocks("transformer_blocks", "attn1", text_first=False, rotary="query_rotary_emb"),),
+        positions=IntervalGrid("video_coords"),
     ),
     "CogVideoXTransformer3DModel": Adapter(
         LatentGrid(frames=-4, temporal="patch_size_t"), (Blocks("transformer_blocks", "attn1"),)
