@@ -515,6 +515,13 @@ CASES: dict[str, Callable[[], Case]] = {
             "HunyuanImagePipeline", transformer("hunyuan_image"), vae=hunyuan_image_vae()
         ), SIZE, {"prompt_embeds": TEXT, "prompt_embeds_mask": MASK, **NO_SECOND}, SMALL,
     ),
+    "ErnieImagePipeline": lambda: Case(
+        "ernie_image", assemble(
+            # 2 x 2 places of the latent, put into channels by the pipeline
+            "ErnieImagePipeline", transformer("ernie_image", in_channels=16, out_channels=16),
+            vae=flux2_vae(),
+        ), SIZE, {"prompt_embeds": TEXT, "negative_prompt_embeds": -TEXT[:, :3]}, SMALL,
+    ),
     "Lumina2Pipeline": lambda: Case(
         "lumina2", assemble("Lumina2Pipeline", transformer("lumina2"), vae=vae()),
         SIZE, MASKED, EIGHT,

@@ -96,6 +96,14 @@ def complex_table(table: Any) -> Tensor:
     return table if table.ndim == 3 else table[None]
 
 
+def rotate_apart(x: Tensor, angles: Tensor) -> Tensor:
+    """ERNIE-Image: channels half a head apart are a pair, with an angle each, [.., tokens, d]."""
+    first, second = x.chunk(2, -1)
+    one, other = angles[:, :, None].to(x).chunk(2, -1)
+    return torch.cat([first * one.cos() - second * one.sin(),
+                      second * other.cos() + first * other.sin()], -1)  # fmt: skip
+
+
 def by_head(table: tuple[Tensor, Tensor]) -> Tensor:
     """(cos, sin), [batch, heads, tokens, pairs], to [batch, tokens, heads * pairs] complex."""
     cos, sin = (part.transpose(1, 2).flatten(2).double() for part in table)
@@ -111,6 +119,8 @@ def rotate(x: Tensor, table: Tensor, halves: bool = False, thirds: bool = False)
         halves: which of the two.
         thirds: whether so in every third of the channels.
     """
+    if not table.is_complex():
+        return rotate_apart(x, table)
     if thirds:
         axes = zip(x.chunk(3, -1), table.chunk(3, -1), strict=True)
         return torch.cat([rotate(part, angles, halves) for part, angles in axes], -1)
@@ -165,7 +175,13 @@ THIRDS = ("AllegroAttnProcessor2_0",)
 FLAT = ("LTXAttention", "LTX2Attention")  # rotates before it splits the heads
 
 
-BY_POSITION = ("Flux2ParallelSelfAttention", "Krea2Attention", "Flux3Attention")
+TOKENS_FIRST = ("ErnieImageSingleStreamAttnProcessor",)  # the norms of their blocks
+BY_POSITION = (
+    "Flux2ParallelSelfAttention",
+    "Krea2Attention",
+    "Flux3Attention",
+    "ErnieImageAttention",
+)
 
 
 class Joint:
@@ -181,14 +197,15 @@ class Joint:
         self.want, self.text_first, self.host = want, text_first, host
         processor = type(host).__name__
         self.wide, self.halves = processor in WIDE, processor in HALVES
-        self.thirds = processor in THIRDS
+        self.thirds, self.tokens_first = processor in THIRDS, processor in TOKENS_FIRST
         self.image = sum(math.prod(shape) for shape in want.shapes)
         self.norms: Tensor | None = None
         self.calls = 0
 
     def note_norms(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         tokens = args[0] if args else kwargs["hidden_states"]
-        self.norms = tokens.double().pow(2).sum(-1).sqrt()
+        lengths = tokens.double().pow(2).sum(-1).sqrt()
+        self.norms = lengths.T if self.tokens_first else lengths
 
     def __call__(
         self,
@@ -296,7 +313,8 @@ class Joint:
             return None, None
         if isinstance(table, tuple) and _is_complex(table[0]):  # Qwen-Image: one each
             return complex_table(table[0]), complex_table(table[1])
-        table = complex_table(table)
+        angles = isinstance(table, Tensor) and not table.is_complex()
+        table = table.squeeze(2) if angles else complex_table(table)
         if table.shape[1] == self.image:
             return table, None
         text, image = self._split(table, length)
@@ -423,6 +441,7 @@ WHERE: dict[str, list[tuple[str, str, str, bool]]] = {
         ("noise_refiner", "attention", "attention_norm1", False),
         ("layers", "attention", "attention_norm1", False),
     ],
+    "ernie_image": [("layers", "self_attention", "adaLN_sa_ln", False)],
     "krea2": [("transformer_blocks", "attn", "norm1", True)],
     "bria_fibo2": [
         ("noise_refiner", "attention", "attention_norm1", True),

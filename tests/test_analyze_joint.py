@@ -29,8 +29,9 @@ from tokendown.tune.effects import Uniform, plan_of
 SIZE = (11, 13)
 CANDIDATES = [Candidate(2), Candidate(2, 5), Candidate(3, 4)]
 EVERY = 10_000  # queries
-# text apart and joined, image alone, frames, a mask over queries, fewer heads of keys
-KINDS = ["flux", "sd35", "wan", "chroma", "lumina2"]
+# text apart and joined, image alone, frames, a mask over queries, fewer heads of keys, norms of
+# [tokens, batch]
+KINDS = ["flux", "sd35", "wan", "chroma", "lumina2", "ernie_image"]
 
 
 def probe_of(kind: str, queries: int = EVERY) -> Probe:
@@ -98,8 +99,9 @@ def test_looking_on_changes_nothing_and_leaves_no_trace(kind):
     assert len(probe.layers) == len(make_plan(model, None).layers)
     assert traces(model) == before
     arguments = tiny_transformers.inputs(kind, model, *SIZE)
-    text = arguments["encoder_hidden_states"]
-    arguments["encoder_hidden_states"] = text.new_zeros(*text.shape[:-1], 3)  # a wrong width
+    name = "text_bth" if kind == "ernie_image" else "encoder_hidden_states"
+    text = arguments[name]
+    arguments[name] = text.new_zeros(*text.shape[:-1], 3)  # a wrong width
     with pytest.raises(RuntimeError), Probe(model, CANDIDATES, 20):
         model(**arguments)
     assert traces(model) == before

@@ -99,7 +99,6 @@ def test_the_reason_is_said(name, reason):
         ("JoyImageEditPlusTransformer3DModel", "several sizes", "shape_list"),
         ("HeliosTransformer3DModel", "several sizes", "history_seq_len"),
         ("Cosmos3OmniTransformer", "two attention calls", "causal_out = dispatch_attention_fn("),
-        ("ErnieImageTransformer2DModel", "tokens, batch", "text_sbh"),
         ("StableCascadeUNet", "one tensor of keys", "kv = torch.cat([norm_x.view("),
         ("Ideogram4Transformer2DModel", "packs", "segment_ids"),
         ("ZImageControlNetModel", "none of its own", "controlnet.noise_refiner = transformer."),

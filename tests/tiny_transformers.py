@@ -689,6 +689,21 @@ def bria_fibo2(seed: int = 0) -> diffusers.BriaFibo2Transformer2DModel:
     )
 
 
+def ernie_image(seed: int = 0, **options: Any) -> diffusers.ErnieImageTransformer2DModel:
+    """Image and masked text in one stream, tokens before the batch; rotates halves of a head."""
+    settings = {
+        "hidden_size": DIM,
+        "num_attention_heads": 2,
+        "num_layers": 2,
+        "ffn_hidden_size": 16,
+        "in_channels": 4,
+        "out_channels": 4,
+        "text_in_dim": 8,
+        "rope_axes_dim": (2, 2, 4),
+    }
+    return _build(lambda: diffusers.ErnieImageTransformer2DModel(**{**settings, **options}), seed)
+
+
 def omnigen(seed: int = 0) -> diffusers.OmniGenTransformer2DModel:
     """Text, time and image in one stream, under a mask; rotates halves of a head."""
     return _build(

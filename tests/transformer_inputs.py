@@ -253,6 +253,15 @@ def _hunyuan_image(model: Any, noise: Noise, height: int, width: int, batch: int
     }
 
 
+def _ernie_image(model: Any, noise: Noise, height: int, width: int, batch: int) -> dict[str, Any]:
+    return {
+        "hidden_states": noise(batch, 4, height, width),
+        "timestep": torch.full((batch,), 500),
+        "text_bth": noise(batch, TEXT, 8),
+        "text_lens": padded_text(batch).sum(1).long(),
+    }
+
+
 def _lumina2(model: Any, noise: Noise, height: int, width: int, batch: int) -> dict[str, Any]:
     return {
         "hidden_states": noise(batch, 4, 2 * height, 2 * width),
@@ -399,6 +408,7 @@ INPUTS: dict[str, Callable[..., dict[str, Any]]] = {
     "cogview3": _cogview,
     "cogview4": _cogview,
     "auraflow": _auraflow,
+    "ernie_image": _ernie_image,
     "lumina2": _lumina2,
     "anyflow": _anyflow,
     "allegro": _allegro,

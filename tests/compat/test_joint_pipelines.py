@@ -92,6 +92,11 @@ def test_lumina2():
     assert_follows(case("Lumina2Pipeline"))
 
 
+@pytest.mark.compat("ErnieImagePipeline", note="with guidance, texts of two lengths")
+def test_ernie_image():
+    assert_follows(case("ErnieImagePipeline"))
+
+
 @pytest.mark.compat("HunyuanDiTPipeline", note="with guidance, two masked texts")
 def test_hunyuan_dit():
     assert_follows(case("HunyuanDiTPipeline"))

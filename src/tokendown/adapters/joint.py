@@ -36,12 +36,14 @@ class JointLayer(Layer):
     Args:
         text_first: whether exact tokens come before the image tokens in the joint sequence.
         rotary: name of the argument with the rotary positions, or None.
+        rotary_inside: its name in the processor, where that is another one.
         selects_first: whether keys and values have projections of their own.
         references: whether reference pictures are in its sequence, where there are any.
     """
 
     text_first: bool = False
     rotary: str | None = None
+    rotary_inside: str | None = None
     selects_first: bool = True
     references: bool = True
 
@@ -239,6 +241,8 @@ class JointAttention(ForwardIntercept):
         processor = self.owner.processor
         if type(processor) is not self.kind:
             self.bind(type(processor))
+        if self.layer.rotary and self.layer.rotary_inside:
+            named = {**named, self.layer.rotary_inside: named.get(self.layer.rotary)}
         if self.accepted is not None:
             named = {name: value for name, value in named.items() if name in self.accepted}
         outer = current.call

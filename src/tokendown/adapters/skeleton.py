@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -26,16 +27,17 @@ def build_on_meta(kind: Any, config: Any) -> nn.Module:
     """A diffusers model class with a configuration, on the meta device."""
     with torch.device("meta"):
         skeleton: nn.Module = kind.from_config(config)
-        rope: Any = getattr(skeleton, "rope", None)
-        if type(rope).__name__ == "OmniGenSuScaledRotaryEmbedding":
-            skeleton.rope = _RotaryTable(rope.dim)
+        for name, module in list(skeleton.named_children()):
+            stand_in = _STAND_INS.get(type(module).__name__)
+            if stand_in is not None:
+                setattr(skeleton, name, stand_in(module))
     # Some position tables are made by numpy and land on the CPU. Without gradients, because torch's
     # counter fails on a part of a parameter (Bria FIBO 2) where gradients are off but asked for.
     return skeleton.to("meta").eval().requires_grad_(False)
 
 
 class _RotaryTable(nn.Module):
-    """In place of OmniGen's, which needs values and autocast: the meta device has neither.
+    """In place of OmniGen's, which needs values.
 
     Args:
         size: channels of a head.
@@ -49,6 +51,31 @@ class _RotaryTable(nn.Module):
         """Cosines and sines, [tokens, size]."""
         table = hidden_states.new_zeros(position_ids.shape[-1], self.size)
         return table, table
+
+
+class _AngleTable(nn.Module):
+    """In place of ERNIE-Image's, with the same products.
+
+    Args:
+        sizes: channels of a head for each axis.
+    """
+
+    def __init__(self, sizes: list[int]) -> None:
+        super().__init__()
+        self.sizes = sizes
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """[batch, tokens, axes] -> angles, [batch, tokens, 1, size]."""
+        places = zip(ids.unbind(-1), self.sizes, strict=True)
+        parts = [torch.einsum("...n,d->...nd", at, at.new_ones(size // 2)) for at, size in places]
+        return torch.cat(parts, -1).repeat_interleave(2, -1).unsqueeze(2)
+
+
+# For modules that need autocast, which the meta device does not have.
+_STAND_INS: dict[str, Callable[[Any], nn.Module]] = {
+    "OmniGenSuScaledRotaryEmbedding": lambda rope: _RotaryTable(rope.dim),
+    "ErnieImageEmbedND3": lambda embed: _AngleTable(embed.axes_dim),
+}
 
 
 @dataclass(frozen=True)

@@ -374,6 +374,15 @@ def _auraflow(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, A
     }
 
 
+def _ernie_image(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, Any]:
+    return {
+        "hidden_states": zeros(config.in_channels, height, width),
+        "timestep": zeros(),
+        "text_bth": zeros(HUNYUAN_TOKENS, config.text_in_dim),
+        "text_lens": zeros.integers() + HUNYUAN_TOKENS,
+    }
+
+
 def _lumina2(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, Any]:
     return {
         "hidden_states": zeros(config.in_channels, height, width),
@@ -485,6 +494,7 @@ TRANSFORMERS: dict[str, Maker] = {
     "CogView3PlusTransformer2DModel": _cogview,
     "CogView4Transformer2DModel": _cogview,
     "AuraFlowTransformer2DModel": _auraflow,
+    "ErnieImageTransformer2DModel": _ernie_image,
     "Lumina2Transformer2DModel": _lumina2,
     "LuminaNextDiT2DModel": _lumina_next,
     "OmniGenTransformer2DModel": _omnigen,

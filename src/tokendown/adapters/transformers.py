@@ -48,6 +48,8 @@ class Blocks:
         text_first: whether text comes before the image tokens in the keys.
         rotary: argument of the attention module with the rotary positions, or None.
         references: whether reference pictures are in its sequence, where there are any.
+        rotary_inside: what the processor calls those positions, where it is another name.
+        tokens_first: whether the norm is given [tokens, batch, channels].
     """
 
     path: str
@@ -56,6 +58,8 @@ class Blocks:
     text_first: bool = True
     rotary: str | None = "image_rotary_emb"
     references: bool = True
+    rotary_inside: str | None = None
+    tokens_first: bool = False
 
 
 @dataclass(frozen=True)
@@ -192,6 +196,19 @@ ADAPTERS: dict[str, Adapter] = {
             Blocks("layers", "attention", "attention_norm1", rotary="freqs_cis"),
         ),
     ),
+    "ErnieImageTransformer2DModel": Adapter(
+        LatentGrid(),
+        (
+            Blocks(
+                "layers",
+                "self_attention",
+                "adaLN_sa_ln",
+                text_first=False,
+                rotary_inside="freqs_cis",
+                tokens_first=True,
+            ),
+        ),
+    ),
     "ZImageTransformer2DModel": Adapter(
         ListGrid(), (Blocks("noise_refiner", **_Z_IMAGE), Blocks("layers", **_Z_IMAGE))
     ),
@@ -319,7 +336,9 @@ def make_plan(model: nn.Module, adapter: Adapter, config: Options | None) -> Joi
                 reason=why_dense(attention) or "",
                 text_first=blocks.text_first,
                 rotary=blocks.rotary,
+                rotary_inside=blocks.rotary_inside,
                 references=blocks.references,
+                tokens_first=blocks.tokens_first,
                 selects_first=separate,
                 key_width=attention.to_k.out_features if separate else _inner_dim(attention),
             )
