@@ -28,6 +28,7 @@ from tokendown import PatchConfig, apply_patch, summary
 
 STEPS = 2
 PATCH = {"factor": 2, "anchors": 3, "method": "nearest"}  # the reference knows no steps
+SIXTEEN = {"in_channels": 16}  # 2 x 2 places of four
 TEXT = torch.randn(1, 5, 8, generator=torch.Generator().manual_seed(1))
 POOLED = torch.randn(1, 8, generator=torch.Generator().manual_seed(2))
 MASK = torch.ones(1, 5, dtype=torch.long)
@@ -95,6 +96,16 @@ class Case:
         return self.pipe(**given, return_dict=False)[0].flatten()
 
 
+def replace_denoisers(pipe: Any, change: Callable[[Any], None]) -> dict[str, Any]:
+    """Puts changed copies in their places; returns the originals by name."""
+    names = ("transformer", "unconditional_transformer")  # Ideogram 4 runs both at every step
+    plain = {name: model for name in names if (model := getattr(pipe, name, None)) is not None}
+    for name, model in plain.items():
+        setattr(pipe, name, copy.deepcopy(model))
+        change(getattr(pipe, name))
+    return plain
+
+
 def assert_follows(case: Case, **patch: Any) -> None:
     """Dense, at factor 1, patched as the formula says, and dense again.
 
@@ -103,12 +114,11 @@ def assert_follows(case: Case, **patch: Any) -> None:
         patch: further options.
     """
     pipe, dense = case.pipe, case.run()
-    plain = pipe.transformer
-    pipe.transformer = copy.deepcopy(plain)
     want = joint_reference.Want(case.shapes, anchors=3, references=patch.get("references", 1))
-    joint_reference.coarsen(pipe.transformer, case.kind, want)
+    plain = replace_denoisers(pipe, lambda model: joint_reference.coarsen(model, case.kind, want))
     expected = case.run()
-    pipe.transformer = plain
+    for name, model in plain.items():
+        setattr(pipe, name, model)
     assert (expected - dense).abs().max() > 1e-3
     with apply_patch(pipe, factor=1):
         assert torch.equal(case.run(), dense)
@@ -351,6 +361,25 @@ def schedule() -> dict[str, Any]:
     return {"scheduler": diffusers.CogVideoXDDIMScheduler()}
 
 
+class Ideogram4(diffusers.Ideogram4Pipeline):
+    """It takes no embeddings: noise stands for its text encoder, five tokens of eight."""
+
+    def encode_prompt(
+        self, prompt: str, grid_h: int, grid_w: int, max_sequence_length: int, device: Any
+    ) -> tuple[Tensor, ...]:
+        ids = self._prepare_ids([5], grid_h, grid_w, max_sequence_length, device)
+        text = torch.nn.functional.pad(TEXT, (0, 0, max_sequence_length - 5, grid_h * grid_w))
+        return text, *ids
+
+
+def ideogram4() -> Case:
+    """Two transformers: with text, and without."""
+    with_text, without = (transformer("ideogram4", seed, **SIXTEEN) for seed in (0, 1))
+    pipe = assemble(Ideogram4, with_text, vae=flux2_vae(), unconditional_transformer=without)
+    given = {"prompt": "", "max_sequence_length": 8, "guidance_scale": 3.0}
+    return Case("ideogram4", pipe, SIZE, {}, {**SMALL, **given, "guidance_schedule": None})
+
+
 def film(frames: int, scale: int) -> dict[str, int]:
     """6 x 8 tokens of so many pixels a side."""
     return {"height": 6 * scale, "width": 8 * scale, "num_frames": frames}
@@ -522,6 +551,7 @@ CASES: dict[str, Callable[[], Case]] = {
             vae=flux2_vae(),
         ), SIZE, {"prompt_embeds": TEXT, "negative_prompt_embeds": -TEXT[:, :3]}, SMALL,
     ),
+    "Ideogram4Pipeline": ideogram4,
     "Lumina2Pipeline": lambda: Case(
         "lumina2", assemble("Lumina2Pipeline", transformer("lumina2"), vae=vae()),
         SIZE, MASKED, EIGHT,

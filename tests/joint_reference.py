@@ -170,6 +170,7 @@ HALVES = (
     "CosmosAttnProcessor2_0",
     "AllegroAttnProcessor2_0",
     "OmniGenAttnProcessor2_0",
+    "Ideogram4AttnProcessor",
 )
 THIRDS = ("AllegroAttnProcessor2_0",)
 FLAT = ("LTXAttention", "LTX2Attention")  # rotates before it splits the heads
@@ -181,6 +182,7 @@ BY_POSITION = (
     "Krea2Attention",
     "Flux3Attention",
     "ErnieImageAttention",
+    "Ideogram4Attention",
 )
 
 
@@ -442,6 +444,7 @@ WHERE: dict[str, list[tuple[str, str, str, bool]]] = {
         ("layers", "attention", "attention_norm1", False),
     ],
     "ernie_image": [("layers", "self_attention", "adaLN_sa_ln", False)],
+    "ideogram4": [("layers", "attention", "attention_norm1", True)],
     "krea2": [("transformer_blocks", "attn", "norm1", True)],
     "bria_fibo2": [
         ("noise_refiner", "attention", "attention_norm1", True),

@@ -350,6 +350,34 @@ def test_a_picture_is_found_behind_text_at_the_origin():
         grid.check(ids, ((1, 6, 4),))
 
 
+def test_a_picture_is_found_behind_padding_and_text():
+    """Ideogram 4: texts of a batch have several lengths, pictures have one place."""
+    from diffusers import Ideogram4Pipeline
+
+    from tokendown.adapters.grids import OffsetIdGrid
+
+    grid = OffsetIdGrid()
+
+    def positions(lengths: list[int], *size: int) -> torch.Tensor:
+        return Ideogram4Pipeline._prepare_ids(lengths, *size, 7, "cpu")[0]
+
+    for size in [(4, 6), (1, 5), (5, 1), (1, 1)]:
+        ids = positions([7, 3], *size)
+        for given in (ids, ids[:, 7:]):  # without text
+            assert grid.read(given) == ((1, *size),)
+            grid.check(given, ((1, *size),))
+    ids = positions([7, 3], 4, 6)
+    for size in [(6, 4), (2, 6), (2, 12)]:
+        with pytest.raises(RuntimeError, match="another grid"):
+            grid.check(ids, ((1, *size),))
+    with pytest.raises(GridError, match="row-major"):
+        grid.read(ids[:, :-1])
+    text_behind, two = ids.roll(3, 1), torch.cat([ids, ids], 1)
+    for wrong in (text_behind, two, two[:, 7:], torch.cat([ids, ids[:, 7:]], 1), ids[:, :7]):
+        with pytest.raises(GridError, match="one picture at the end"):
+            grid.read(wrong)
+
+
 @torch.no_grad()
 def test_a_controlnet_that_runs_refiners_of_the_transformer_needs_the_grid():
     """Z-Image's runs them before the transformer, which reads the grid, is called."""

@@ -100,7 +100,6 @@ def test_the_reason_is_said(name, reason):
         ("HeliosTransformer3DModel", "several sizes", "history_seq_len"),
         ("Cosmos3OmniTransformer", "two attention calls", "causal_out = dispatch_attention_fn("),
         ("StableCascadeUNet", "one tensor of keys", "kv = torch.cat([norm_x.view("),
-        ("Ideogram4Transformer2DModel", "packs", "segment_ids"),
         ("ZImageControlNetModel", "none of its own", "controlnet.noise_refiner = transformer."),
         ("DreamLiteTransformer2DModel", "a part", "used by the DreamLite U-Net"),
     ],

@@ -704,6 +704,21 @@ def ernie_image(seed: int = 0, **options: Any) -> diffusers.ErnieImageTransforme
     return _build(lambda: diffusers.ErnieImageTransformer2DModel(**{**settings, **options}), seed)
 
 
+def ideogram4(seed: int = 0, **options: Any) -> diffusers.Ideogram4Transformer2DModel:
+    """Padding, text and image in one stream, masked by query; rotates halves of a head."""
+    settings = {
+        "in_channels": 4,
+        "num_layers": 2,
+        "attention_head_dim": 8,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+        "adaln_dim": 8,
+        "llm_features_dim": 8,
+        "mrope_section": (2, 1, 1),
+    }
+    return _build(lambda: diffusers.Ideogram4Transformer2DModel(**{**settings, **options}), seed)
+
+
 def omnigen(seed: int = 0) -> diffusers.OmniGenTransformer2DModel:
     """Text, time and image in one stream, under a mask; rotates halves of a head."""
     return _build(

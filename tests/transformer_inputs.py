@@ -253,6 +253,22 @@ def _hunyuan_image(model: Any, noise: Noise, height: int, width: int, batch: int
     }
 
 
+def _ideogram4(model: Any, noise: Noise, height: int, width: int, batch: int) -> dict[str, Any]:
+    from diffusers import Ideogram4Pipeline
+
+    lengths = padded_text(batch).sum(1).long().tolist()
+    places, segments, roles = Ideogram4Pipeline._prepare_ids(lengths, height, width, TEXT, "cpu")
+    tokens = TEXT + height * width
+    return {
+        "hidden_states": noise(batch, tokens, 4),
+        "timestep": torch.full((batch,), 0.5).to(noise.like.dtype),
+        "encoder_hidden_states": noise(batch, tokens, 8),
+        "position_ids": places,
+        "segment_ids": segments,
+        "indicator": roles,
+    }
+
+
 def _ernie_image(model: Any, noise: Noise, height: int, width: int, batch: int) -> dict[str, Any]:
     return {
         "hidden_states": noise(batch, 4, height, width),
@@ -409,6 +425,7 @@ INPUTS: dict[str, Callable[..., dict[str, Any]]] = {
     "cogview4": _cogview,
     "auraflow": _auraflow,
     "ernie_image": _ernie_image,
+    "ideogram4": _ideogram4,
     "lumina2": _lumina2,
     "anyflow": _anyflow,
     "allegro": _allegro,

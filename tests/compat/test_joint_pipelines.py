@@ -97,6 +97,16 @@ def test_ernie_image():
     assert_follows(case("ErnieImagePipeline"))
 
 
+@pytest.mark.compat(
+    "Ideogram4Pipeline", note="both transformers; padded text, noise for its text encoder"
+)
+def test_ideogram():
+    ideogram = case("Ideogram4Pipeline")
+    assert_follows(ideogram)
+    with apply_patch(ideogram.pipe, **PATCH) as patch:
+        assert patch.models == [ideogram.pipe.transformer, ideogram.pipe.unconditional_transformer]
+
+
 @pytest.mark.compat("HunyuanDiTPipeline", note="with guidance, two masked texts")
 def test_hunyuan_dit():
     assert_follows(case("HunyuanDiTPipeline"))

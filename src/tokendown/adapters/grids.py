@@ -170,6 +170,12 @@ def _gist_tokens(config: Any, lengths: list[int]) -> list[int]:
     return counts
 
 
+_ANOTHER_GRID = (
+    "the positions have another grid than the one that is known, and a compiled model cannot read "
+    "it: call patch.set_grid((height, width)) with the new size in tokens"
+)
+
+
 class IdGrid:
     """Positions of every token, [tokens, axes] or [batch, tokens, axes].
 
@@ -220,11 +226,7 @@ class IdGrid:
                 f"the grid is {shapes}, {tokens} tokens, but {self.argument} has {ids.shape[0]}: "
                 "call patch.set_grid((height, width)) with the new size in tokens"
             )
-        torch._assert_async(
-            _fits(ids, shapes),
-            "the positions have another grid than the one that is known, and a compiled model "
-            "cannot read it: call patch.set_grid((height, width)) with the new size in tokens",
-        )
+        torch._assert_async(_fits(ids, shapes), _ANOTHER_GRID)
 
     def _of_one_image(self, ids: Tensor) -> Tensor:
         """[tokens, axes] on the CPU."""
@@ -252,6 +254,44 @@ class JoinedIdGrid(IdGrid):
     def check(self, ids: Tensor, shapes: Shapes) -> None:
         ((_, height, width),) = shapes
         super().check(ids[-height * width :], shapes)
+
+
+class OffsetIdGrid(IdGrid):
+    """Ideogram 4: positions of padding, text, and one picture behind them, [batch, tokens, 3].
+
+    Args:
+        argument: of the model's forward.
+        offset: where those of the picture begin; all others are smaller.
+    """
+
+    def __init__(self, argument: str = "position_ids", offset: int = 65536) -> None:
+        super().__init__(argument)
+        self.offset = offset
+
+    def read(self, ids: Tensor) -> Shapes:
+        """The picture.
+
+        Raises:
+            GridError: it is not one row-major grid at the end, or the batch has several layouts.
+        """
+        ids = ids.detach().cpu()
+        pictured = ids[..., 0] >= self.offset
+        tokens = int(pictured[0].sum())
+        first = ids.shape[1] - tokens
+        at_the_end = bool(pictured[:, first:].all()) and not bool(pictured[:, :first].any())
+        shapes = super().read(ids[:, first:]) if tokens and at_the_end else ()
+        if len(shapes) != 1 or bool((ids[0, first :: shapes[0][2], 1].diff() < 1).any()):
+            raise GridError(
+                f"expected one picture at the end of {self.argument}, as diffusers' pipeline has "
+                "it; several samples in one sequence are not supported"
+            )
+        return shapes
+
+    def check(self, ids: Tensor, shapes: Shapes) -> None:
+        ((_, height, width),) = shapes
+        super().check(ids[:, -height * width :], shapes)
+        first = ids[0, -height * width]
+        torch._assert_async((first == self.offset).all(), _ANOTHER_GRID)
 
 
 class CoordinateGrid(IdGrid):

@@ -13,7 +13,6 @@ _BLOCK_MASK = "its attention takes block masks, which cannot be cut down to the 
 _NAMES = "its attention modules have no to_k and to_v, before which tokens could be selected"
 _BY_VALUE = "it chooses tokens or experts by value, so that its cost is not known without weights"
 _CAUSAL = "its text sees text alone: one processor makes two attention calls, over other sequences"
-_PACKED = "it packs several samples into one sequence, told apart by values"
 _KEYS_OF_TWO_KINDS = (
     "image tokens and text are one tensor of keys before attention is called, but the queries are "
     "image tokens alone: neither way of patching describes that"
@@ -69,7 +68,6 @@ REFUSED: dict[str, str] = {
     "HiDreamImageTransformer2DModel": _BY_VALUE,
     "NucleusMoEImageTransformer2DModel": _BY_VALUE,
     "Cosmos3OmniTransformer": _CAUSAL,
-    "Ideogram4Transformer2DModel": _PACKED,
     "MiniMaxH3Transformer3DModel": _STREAMS,
     "Kandinsky6SRTransformer3DModel": _BLOCK_MASK,
     "HunyuanVideoFramepackTransformer3DModel": _HISTORY,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -28,54 +27,34 @@ def build_on_meta(kind: Any, config: Any) -> nn.Module:
     with torch.device("meta"):
         skeleton: nn.Module = kind.from_config(config)
         for name, module in list(skeleton.named_children()):
-            stand_in = _STAND_INS.get(type(module).__name__)
-            if stand_in is not None:
-                setattr(skeleton, name, stand_in(module))
+            if type(module).__name__ in _NEED_VALUES:
+                setattr(skeleton, name, _OnCpu(module))
     # Some position tables are made by numpy and land on the CPU. Without gradients, because torch's
     # counter fails on a part of a parameter (Bria FIBO 2) where gradients are off but asked for.
     return skeleton.to("meta").eval().requires_grad_(False)
 
 
-class _RotaryTable(nn.Module):
-    """In place of OmniGen's, which needs values.
+class _OnCpu(nn.Module):
+    """Runs a module with zeros on the CPU: it needs values or autocast, which meta does not have.
 
     Args:
-        size: channels of a head.
+        module: given tensors by position, returns one or several of them.
     """
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, module: nn.Module) -> None:
         super().__init__()
-        self.size = size
+        self.hidden = (module.to_empty(device="cpu"),)  # as a child it would be moved
 
-    def forward(self, hidden_states: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosines and sines, [tokens, size]."""
-        table = hidden_states.new_zeros(position_ids.shape[-1], self.size)
-        return table, table
-
-
-class _AngleTable(nn.Module):
-    """In place of ERNIE-Image's, with the same products.
-
-    Args:
-        sizes: channels of a head for each axis.
-    """
-
-    def __init__(self, sizes: list[int]) -> None:
-        super().__init__()
-        self.sizes = sizes
-
-    def forward(self, ids: Tensor) -> Tensor:
-        """[batch, tokens, axes] -> angles, [batch, tokens, 1, size]."""
-        places = zip(ids.unbind(-1), self.sizes, strict=True)
-        parts = [torch.einsum("...n,d->...nd", at, at.new_ones(size // 2)) for at, size in places]
-        return torch.cat(parts, -1).repeat_interleave(2, -1).unsqueeze(2)
+    def forward(self, *args: Tensor) -> Any:
+        zeros = (torch.zeros((), dtype=x.dtype, device="cpu").expand(x.shape) for x in args)
+        found = self.hidden[0](*zeros)
+        if isinstance(found, Tensor):
+            return found.to("meta")
+        return tuple(part.to("meta") for part in found)
 
 
-# For modules that need autocast, which the meta device does not have.
-_STAND_INS: dict[str, Callable[[Any], nn.Module]] = {
-    "OmniGenSuScaledRotaryEmbedding": lambda rope: _RotaryTable(rope.dim),
-    "ErnieImageEmbedND3": lambda embed: _AngleTable(embed.axes_dim),
-}
+# Classes of tables of positions that have to run there.
+_NEED_VALUES = ("OmniGenSuScaledRotaryEmbedding", "ErnieImageEmbedND3", "Ideogram4MRoPE")
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,8 @@ COGVIDEOX_FRAMES = 13  # latent frames of 49 frames
 COGVIEW_TOKENS = 224
 ALLEGRO_FRAMES = 22  # latent frames of 88 frames
 MOTIF_FRAMES = 31  # latent frames of 121 frames
+IDEOGRAM_TOKENS = 2048  # padded to what the pipeline takes at most
+IDEOGRAM_OFFSET = 65536  # where positions of the picture begin
 VISION_TOKENS = 577  # of EVA-CLIP at 336 pixels, a class token first
 
 
@@ -374,6 +376,20 @@ def _auraflow(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, A
     }
 
 
+def _ideogram4(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, Any]:
+    image = _places(zeros, height // 2, width // 2, 3) + IDEOGRAM_OFFSET
+    tokens = IDEOGRAM_TOKENS + len(image)
+    places = torch.cat([zeros(IDEOGRAM_TOKENS, 3)[0], image]).long()
+    return {
+        "hidden_states": zeros(tokens, config.in_channels),
+        "timestep": zeros(),
+        "encoder_hidden_states": zeros(tokens, config.llm_features_dim),
+        "position_ids": places.expand(zeros.batch, -1, -1),
+        "segment_ids": zeros.integers(tokens),
+        "indicator": zeros.integers(tokens),
+    }
+
+
 def _ernie_image(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, Any]:
     return {
         "hidden_states": zeros(config.in_channels, height, width),
@@ -451,6 +467,7 @@ PACKED = {
     "BriaFiboTransformer2DModel",
     "Krea2Transformer2DModel",
     "Flux3Transformer2DModel",
+    "Ideogram4Transformer2DModel",
 }
 TRANSFORMERS: dict[str, Maker] = {
     "PixArtTransformer2DModel": _pixart,
@@ -494,6 +511,7 @@ TRANSFORMERS: dict[str, Maker] = {
     "CogView3PlusTransformer2DModel": _cogview,
     "CogView4Transformer2DModel": _cogview,
     "AuraFlowTransformer2DModel": _auraflow,
+    "Ideogram4Transformer2DModel": _ideogram4,
     "ErnieImageTransformer2DModel": _ernie_image,
     "Lumina2Transformer2DModel": _lumina2,
     "LuminaNextDiT2DModel": _lumina_next,

@@ -31,6 +31,7 @@ from .grids import (
     LatentGrid,
     ListGrid,
     NumberGrid,
+    OffsetIdGrid,
     ShapeGrid,
 )
 from .joint import JointKeys, JointLayer, JointPlan, check
@@ -188,6 +189,9 @@ ADAPTERS: dict[str, Adapter] = {
     ),
     "Krea2Transformer2DModel": Adapter(
         JoinedIdGrid("position_ids"), (Blocks("transformer_blocks"),)
+    ),
+    "Ideogram4Transformer2DModel": Adapter(
+        OffsetIdGrid(), (Blocks("layers", "attention", "attention_norm1"),)
     ),
     "BriaFibo2Transformer2DModel": Adapter(
         GistGrid(),
