@@ -361,6 +361,15 @@ def schedule() -> dict[str, Any]:
     return {"scheduler": diffusers.CogVideoXDDIMScheduler()}
 
 
+def glm_image(**options: Any) -> Case:
+    """Its tokens of a language model given, which are made from the prompt."""
+    coder = vae()
+    coder.register_to_config(latents_mean=[0.1] * 4, latents_std=[1.1] * 4)
+    pipe = assemble("GlmImagePipeline", transformer("glm_image"), vae=coder)
+    prior = {"prior_token_ids": torch.arange(48)[None] % 20}
+    return Case("glm_image", pipe, SIZE, {**GUIDED, **prior}, {**SMALL, **options})
+
+
 class Ideogram4(diffusers.Ideogram4Pipeline):
     """It takes no embeddings: noise stands for its text encoder, five tokens of eight."""
 
@@ -535,6 +544,7 @@ CASES: dict[str, Callable[[], Case]] = {
     "ConsisIDPipeline": consisid,
     "WanAnimatePipeline": wan_animate,
     "HunyuanDiTPipeline": hunyuan_dit,
+    "GlmImagePipeline": glm_image,
     "AuraFlowPipeline": lambda: Case(
         "auraflow", assemble("AuraFlowPipeline", transformer("auraflow"), vae=tiny.vae()),
         SIZE, MASKED, SMALL,

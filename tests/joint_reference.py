@@ -167,6 +167,7 @@ WIDE = (  # normalise over all heads
 )
 HALVES = (
     "CogView4AttnProcessor",
+    "GlmImageAttnProcessor",
     "CosmosAttnProcessor2_0",
     "AllegroAttnProcessor2_0",
     "OmniGenAttnProcessor2_0",
@@ -224,8 +225,13 @@ class Joint:
         base_sequence_length: int | None = None,
         perturbation_mask: Tensor | None = None,
         all_perturbed: bool | None = None,
+        kv_cache: Any = None,
     ) -> Any:
         self.calls += 1
+        if kv_cache is not None and kv_cache.mode == "write":  # GLM-Image's pictures to edit
+            return self.host(
+                attn, hidden_states, encoder_hidden_states, None, image_rotary_emb, kv_cache
+            )
         if perturbation_mask is not None:  # LTX-2's guidance stays as it is
             return self.host(
                 attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb,
@@ -259,6 +265,10 @@ class Joint:
                 torch.cat(parts, 1) for parts in zip(others, (query, key, value), strict=True)
             )
             bias = torch.cat([bias.new_zeros(bias.shape[0], length), bias], 1)
+        if kv_cache is not None and kv_cache.mode == "read":
+            own = key.shape[1]
+            key, value = kv_cache.get(key, value)
+            bias = torch.cat([bias.new_zeros(bias.shape[0], key.shape[1] - own), bias], 1)
         key, value = (x.repeat_interleave(query.shape[2] // x.shape[2], 2) for x in (key, value))
         mask = self._mask(attention_mask, encoder_hidden_states_mask, index, length)
         logits = torch.einsum("bqhd,bkhd->bhqk", query, key) / math.sqrt(query.shape[-1])
@@ -435,6 +445,7 @@ WHERE: dict[str, list[tuple[str, str, str, bool]]] = {
     "allegro": _ATTN1,
     "cogview3": _ATTN1,
     "cogview4": _ATTN1,
+    "glm_image": _ATTN1,
     "auraflow": [
         ("joint_transformer_blocks", "attn", "norm1", True),
         ("single_transformer_blocks", "attn", "norm1", True),

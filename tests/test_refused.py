@@ -84,7 +84,6 @@ def test_the_reason_is_said(name, reason):
         ("AnyFlowFARTransformer3DModel", "between calls", "kv_cache"),
         ("QwenImage21Transformer2DModel", "between calls", "KV cache"),
         ("WanAnimate2Transformer3DModel", "between calls", "The KV cache is empty"),
-        ("GlmImageTransformer2DModel", "between calls", "kv_cache.store(key, value)"),
         ("Kandinsky5Transformer3DModel", "block masks", "BlockMask"),
         ("Kandinsky6SRTransformer3DModel", "block masks", "BlockMask"),
         ("Kandinsky6Transformer3DModel", "no to_k", "attn.to_key("),

@@ -418,6 +418,24 @@ def cogview4(seed: int = 0) -> diffusers.CogView4Transformer2DModel:
     )
 
 
+def glm_image(seed: int = 0) -> diffusers.GlmImageTransformer2DModel:
+    """Text and image are joined before they are projected; pictures to edit are cached keys."""
+    return _build(
+        lambda: diffusers.GlmImageTransformer2DModel(
+            in_channels=4,
+            out_channels=4,
+            num_layers=2,
+            attention_head_dim=8,
+            num_attention_heads=2,
+            text_embed_dim=8,
+            time_embed_dim=8,
+            condition_dim=4,
+            prior_vq_quantizer_codebook_size=20,
+        ),
+        seed,
+    )
+
+
 def auraflow(seed: int = 0) -> diffusers.AuraFlowTransformer2DModel:
     """No rotary positions; register tokens join the text."""
     model = _build(

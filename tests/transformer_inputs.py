@@ -236,6 +236,20 @@ def _cogview(model: Any, noise: Noise, height: int, width: int, batch: int) -> d
     }
 
 
+def _glm_image(model: Any, noise: Noise, height: int, width: int, batch: int) -> dict[str, Any]:
+    dropped = torch.zeros(batch, height * width, dtype=torch.bool)
+    dropped[0] = True  # without a prior
+    return {
+        "hidden_states": noise(batch, 4, 2 * height, 2 * width),
+        "encoder_hidden_states": noise(batch, TEXT, 8),
+        "prior_token_id": torch.arange(batch * height * width).view(batch, -1) % 20,
+        "prior_token_drop": dropped,
+        "timestep": torch.full((batch,), 500),
+        "target_size": torch.full((batch, 2), 64.0),
+        "crop_coords": torch.zeros(batch, 2),
+    }
+
+
 def _auraflow(model: Any, noise: Noise, height: int, width: int, batch: int) -> dict[str, Any]:
     return {
         "hidden_states": noise(batch, 4, 2 * height, 2 * width),
@@ -423,6 +437,7 @@ INPUTS: dict[str, Callable[..., dict[str, Any]]] = {
     "cosmos": _easyanimate,
     "cogview3": _cogview,
     "cogview4": _cogview,
+    "glm_image": _glm_image,
     "auraflow": _auraflow,
     "ernie_image": _ernie_image,
     "ideogram4": _ideogram4,

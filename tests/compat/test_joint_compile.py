@@ -87,7 +87,7 @@ def test_patching_and_removing_after_compilation(kind):
 @pytest.mark.parametrize(
     ("kind", "patched_first"),
     [("flux", True), ("flux", False), ("sd35", False), ("qwen_image", True), ("wan", False),
-     ("lumina2", True)],
+     ("lumina2", True), ("glm_image", False)],
 )  # fmt: skip
 def test_repeated_blocks(kind, patched_first):
     model = getattr(tiny_transformers, kind)()

@@ -5,7 +5,18 @@ from __future__ import annotations
 import pytest
 import torch
 
-from joint_pipelines import PATCH, SIZE, SMALL, TWO, Case, assert_follows, case, flux
+from joint_pipelines import (
+    PATCH,
+    SIZE,
+    SMALL,
+    TWO,
+    Case,
+    assert_follows,
+    case,
+    flux,
+    glm_image,
+    picture,
+)
 from tokendown import apply_patch, is_patched, remove_patch
 
 
@@ -105,6 +116,21 @@ def test_ideogram():
     assert_follows(ideogram)
     with apply_patch(ideogram.pipe, **PATCH) as patch:
         assert patch.models == [ideogram.pipe.transformer, ideogram.pipe.unconditional_transformer]
+
+
+@pytest.mark.compat("GlmImagePipeline", note="with guidance")
+def test_glm_image():
+    assert_follows(case("GlmImagePipeline"))
+
+
+@pytest.mark.compat(
+    "GlmImagePipeline: pictures to edit", note="two; their cached keys are exact tokens"
+)
+def test_glm_image_edits():
+    tokens = {"prior_token_image_ids": [torch.arange(24 + 20) % 20]}
+    grids = {"source_image_grid_thw": [torch.tensor([[1, 4, 6], [1, 5, 4]])]}
+    pictures = [[picture(16, 24), picture(20, 16)]]
+    assert_follows(glm_image(**tokens, **grids, image=pictures))
 
 
 @pytest.mark.compat("HunyuanDiTPipeline", note="with guidance, two masked texts")

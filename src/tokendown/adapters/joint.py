@@ -267,7 +267,7 @@ class JointKeys(JointAttention):
         scores, self.layer.scores = self.layer.scores, None
         sequence = None
         named = self.named(args, kwargs)
-        if self.layer.active and why_dense(self.owner) is None and not perturbed(named):
+        if self.layer.active and why_dense(self.owner) is None and not needs_all(named):
             sequence = self._sequence(named, scores)
         if sequence is None:
             return MethodType(self.function, self.owner)(*args, **kwargs)
@@ -291,12 +291,26 @@ class JointKeys(JointAttention):
         assert self.layer.rule is not None, "installed on layers with a rule only"
         rotated = self.layer.rotary is not None and named.get(self.layer.rotary) is not None
         view = View(self.owner, sequence, spread=rotated and not self.rotates_kept)
-        return self.process_as(view, named, Call(sequence, self.layer.rule.multiplicity))
+        keys = sequence.behind(cached(named))
+        return self.process_as(view, named, Call(keys, self.layer.rule.multiplicity))
 
 
-def perturbed(named: dict[str, Any]) -> bool:
-    """Whether values stand for attention in a call, of some samples or all: guidance of LTX-2."""
-    return named.get("perturbation_mask") is not None or bool(named.get("all_perturbed"))
+def needs_all(named: dict[str, Any]) -> bool:
+    """Whether a call needs keys and values of all tokens.
+
+    Guidance of LTX-2 puts values in place of attention, GLM-Image stores those of pictures to edit.
+    """
+    if named.get("perturbation_mask") is not None or named.get("all_perturbed"):
+        return True
+    return getattr(named.get("kv_cache"), "mode", None) == "write"
+
+
+def cached(named: dict[str, Any]) -> int:
+    """How many keys of other pictures GLM-Image's processor puts before those of its tokens."""
+    cache = named.get("kv_cache")
+    if cache is None or cache.mode != "read" or not cache.k_caches:
+        return 0
+    return int(cache.k_caches[0].shape[1])
 
 
 def check(name: str, attention: Any) -> None:

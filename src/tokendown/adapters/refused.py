@@ -58,7 +58,6 @@ REFUSED: dict[str, str] = {
     "QwenImage21Transformer2DModel": _CACHE,
     "WanAnimate2Transformer3DModel": _CACHE,
     "SanaWMLTX2RefinerTransformer3DModel": _CACHE,
-    "GlmImageTransformer2DModel": _CACHE,
     "Kandinsky5Transformer3DModel": _BLOCK_MASK,
     "Kandinsky6Transformer3DModel": _NAMES,
     "PRXTransformer2DModel": _NAMES,

@@ -24,6 +24,7 @@ LTX2_FRAMES = 16  # latent frames of 121 frames
 LTX2_RATE = 24.0  # frames a second
 COGVIDEOX_FRAMES = 13  # latent frames of 49 frames
 COGVIEW_TOKENS = 224
+GLM_TOKENS = 64  # of the words that are to be written into a picture, in bytes
 ALLEGRO_FRAMES = 22  # latent frames of 88 frames
 MOTIF_FRAMES = 31  # latent frames of 121 frames
 IDEOGRAM_TOKENS = 2048  # padded to what the pipeline takes at most
@@ -368,6 +369,20 @@ def _cogview(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, An
     }
 
 
+def _glm_image(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, Any]:
+    tokens = (height // config.patch_size) * (width // config.patch_size)
+    return {
+        "hidden_states": zeros(config.in_channels, height, width),
+        "encoder_hidden_states": zeros(GLM_TOKENS, config.text_embed_dim),
+        "prior_token_id": zeros.integers(tokens),
+        # none of them: a mask would have to be read
+        "prior_token_drop": zeros.integers(0)[0],
+        "timestep": zeros(),
+        "target_size": zeros(2),
+        "crop_coords": zeros(2),
+    }
+
+
 def _auraflow(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, Any]:
     return {
         "hidden_states": zeros(config.in_channels, height, width),
@@ -510,6 +525,7 @@ TRANSFORMERS: dict[str, Maker] = {
     "AllegroTransformer3DModel": _allegro,
     "CogView3PlusTransformer2DModel": _cogview,
     "CogView4Transformer2DModel": _cogview,
+    "GlmImageTransformer2DModel": _glm_image,
     "AuraFlowTransformer2DModel": _auraflow,
     "Ideogram4Transformer2DModel": _ideogram4,
     "ErnieImageTransformer2DModel": _ernie_image,

@@ -180,6 +180,7 @@ ADAPTERS: dict[str, Adapter] = {
         LatentGrid(), (Blocks("transformer_blocks", "attn1"),)
     ),
     "CogView4Transformer2DModel": Adapter(LatentGrid(), (Blocks("transformer_blocks", "attn1"),)),
+    "GlmImageTransformer2DModel": Adapter(LatentGrid(), (Blocks("transformer_blocks", "attn1"),)),
     "AuraFlowTransformer2DModel": Adapter(
         LatentGrid(),
         (
