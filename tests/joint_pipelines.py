@@ -562,6 +562,10 @@ CASES: dict[str, Callable[[], Case]] = {
         ), SIZE, {"prompt_embeds": TEXT, "negative_prompt_embeds": -TEXT[:, :3]}, SMALL,
     ),
     "Ideogram4Pipeline": ideogram4,
+    "PRXPipeline": lambda: Case(
+        "prx", assemble("PRXPipeline", transformer("prx"), vae=vae()), SIZE,
+        {**GUIDED, **PADDING}, {**SMALL, "use_resolution_binning": False},
+    ),
     "Lumina2Pipeline": lambda: Case(
         "lumina2", assemble("Lumina2Pipeline", transformer("lumina2"), vae=vae()),
         SIZE, MASKED, EIGHT,

@@ -390,6 +390,40 @@ class Parallel(Joint):
         return super().__call__(attn, hidden, attention_mask=mask, image_rotary_emb=table)
 
 
+class ImageAsks(Joint):
+    """PRX: text has keys alone; projections of an image or a text are one."""
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        image_rotary_emb: Any = None,
+    ) -> Tensor:
+        self.calls += 1
+        bias = self.want.log_multiplicities(self.norms)
+        index = bias.isfinite().nonzero()[:, 1].view(bias.shape[0], -1)
+        matrices = image_rotary_emb[:, 0]  # [batch, tokens, pairs, 2, 2]
+        table = torch.complex(*matrices[..., 0].double().unbind(-1))
+        projected = attn.img_qkv_proj(hidden_states).unflatten(-1, (3, attn.heads, -1))
+        query, key, value = projected.unbind(2)
+        query = rotate(attn.norm_q(query), table)
+        key = rotate(attn.norm_k(key), table)
+        text = attn.txt_kv_proj(encoder_hidden_states).unflatten(-1, (2, attn.heads, -1))
+        key, value = (torch.stack([row[kept] for row, kept in zip(x, index, strict=True)])
+                      for x in (key, value))  # fmt: skip
+        key = torch.cat([attn.norm_added_k(text[:, :, 0]), key], 1)
+        value = torch.cat([text[:, :, 1], value], 1)
+        length = text.shape[1]
+        bias = torch.cat([bias.new_zeros(len(bias), length), bias.gather(1, index)], 1)
+        logits = torch.einsum("bqhd,bkhd->bhqk", query, key) / math.sqrt(query.shape[-1])
+        logits = logits + bias[:, None, None] + self._mask(None, attention_mask, index, length)
+        weights = logits.softmax(-1).to(value)
+        self.to_text = weights[..., :length].sum(-1)
+        return attn.to_out[0](torch.einsum("bhqk,bkhd->bqhd", weights, value).flatten(2))
+
+
 # Blocks, attention, norm, text first: where each builder of tests/tiny_transformers.py has them.
 _FLUX = [
     ("transformer_blocks", "attn", "norm1", True),
@@ -456,6 +490,7 @@ WHERE: dict[str, list[tuple[str, str, str, bool]]] = {
     ],
     "ernie_image": [("layers", "self_attention", "adaLN_sa_ln", False)],
     "ideogram4": [("layers", "attention", "attention_norm1", True)],
+    "prx": [("blocks", "attention", "img_pre_norm", True)],
     "krea2": [("transformer_blocks", "attn", "norm1", True)],
     "bria_fibo2": [
         ("noise_refiner", "attention", "attention_norm1", True),
@@ -477,6 +512,7 @@ def coarsen(model: Any, kind: str, want: Want) -> list[Joint]:
             if module is None:
                 continue
             kind = Parallel if type(module).__name__ in BY_POSITION else Joint
+            kind = ImageAsks if type(module).__name__ == "PRXAttention" else kind
             here = alone if path == "mode_blocks.image" else want
             processor = kind(here, text_first, module.processor)
             module.set_processor(processor)

@@ -30,8 +30,8 @@ SIZE = (11, 13)
 CANDIDATES = [Candidate(2), Candidate(2, 5), Candidate(3, 4)]
 EVERY = 10_000  # queries
 # text apart and joined, image alone, frames, a mask over queries, fewer heads of keys, norms of
-# [tokens, batch]
-KINDS = ["flux", "sd35", "wan", "chroma", "lumina2", "ernie_image"]
+# [tokens, batch], text that has keys alone
+KINDS = ["flux", "sd35", "wan", "chroma", "lumina2", "ernie_image", "prx"]
 
 
 def probe_of(kind: str, queries: int = EVERY) -> Probe:
@@ -61,7 +61,7 @@ def test_the_error_of_a_layer_is_that_of_the_patched_module(kind):
         assert first.errors[0][candidate] == pytest.approx(want, rel=1e-6)
 
 
-@pytest.mark.parametrize("kind", ["flux", "sd35", "hunyuan_video", "lumina2"])
+@pytest.mark.parametrize("kind", ["flux", "sd35", "hunyuan_video", "lumina2", "prx"])
 def test_what_goes_to_text_is_that_of_the_written_out_softmax(kind):
     model = copy.deepcopy(built(kind))
     processors = joint_reference.coarsen(model, kind, Want(shapes(kind, SIZE), factor=1))

@@ -87,7 +87,6 @@ def test_the_reason_is_said(name, reason):
         ("Kandinsky5Transformer3DModel", "block masks", "BlockMask"),
         ("Kandinsky6SRTransformer3DModel", "block masks", "BlockMask"),
         ("Kandinsky6Transformer3DModel", "no to_k", "attn.to_key("),
-        ("PRXTransformer2DModel", "no to_k", "attn.img_qkv_proj("),
         ("JoyImageEditTransformer3DModel", "no to_k", "attn.img_attn_qkv("),
         ("SanaWMLTX2RefinerTransformer3DModel", "between calls", "key = torch.cat([*prefix_k_"),
         ("MiniMaxH3Transformer3DModel", "sound and video", "over **one packed 1-D sequence**"),

@@ -737,6 +737,22 @@ def ideogram4(seed: int = 0, **options: Any) -> diffusers.Ideogram4Transformer2D
     return _build(lambda: diffusers.Ideogram4Transformer2DModel(**{**settings, **options}), seed)
 
 
+def prx(seed: int = 0) -> diffusers.PRXTransformer2DModel:
+    """Text, under a mask, has keys alone; projections are fused."""
+    return _build(
+        lambda: diffusers.PRXTransformer2DModel(
+            in_channels=4,
+            context_in_dim=8,
+            hidden_size=DIM,
+            mlp_ratio=1.0,
+            num_heads=2,
+            depth=2,
+            axes_dim=[4, 4],
+        ),
+        seed,
+    )
+
+
 def omnigen(seed: int = 0) -> diffusers.OmniGenTransformer2DModel:
     """Text, time and image in one stream, under a mask; rotates halves of a head."""
     return _build(

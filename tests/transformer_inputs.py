@@ -283,6 +283,15 @@ def _ideogram4(model: Any, noise: Noise, height: int, width: int, batch: int) ->
     }
 
 
+def _prx(model: Any, noise: Noise, height: int, width: int, batch: int) -> dict[str, Any]:
+    return {
+        "hidden_states": noise(batch, 4, 2 * height, 2 * width),
+        "timestep": torch.full((batch,), 0.5),
+        "encoder_hidden_states": noise(batch, TEXT, 8),
+        "attention_mask": padded_text(batch).bool(),
+    }
+
+
 def _ernie_image(model: Any, noise: Noise, height: int, width: int, batch: int) -> dict[str, Any]:
     return {
         "hidden_states": noise(batch, 4, height, width),
@@ -440,6 +449,7 @@ INPUTS: dict[str, Callable[..., dict[str, Any]]] = {
     "glm_image": _glm_image,
     "auraflow": _auraflow,
     "ernie_image": _ernie_image,
+    "prx": _prx,
     "ideogram4": _ideogram4,
     "lumina2": _lumina2,
     "anyflow": _anyflow,

@@ -19,7 +19,7 @@ KINDS = [
     "flux2", "z_image", "ltx", "cogvideox", "cogview4", "auraflow", "hunyuan_image",
     "anyflow", "motif_video", "lumina_next", "krea2", "flux3",
     "cosmos", "easyanimate", "consisid", "wan_animate", "hunyuan_dit", "ltx2", "ltx23",
-    "ernie_image", "ideogram4",
+    "ernie_image", "ideogram4", "prx",
 ]  # fmt: skip
 # Positions as a tensor: a compiled model cannot read them.
 BY_VALUE = ("flux", "flux2", "flux3", "chroma", "krea2", "ideogram4")

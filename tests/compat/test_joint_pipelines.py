@@ -118,6 +118,11 @@ def test_ideogram():
         assert patch.models == [ideogram.pipe.transformer, ideogram.pipe.unconditional_transformer]
 
 
+@pytest.mark.compat("PRXPipeline", note="with guidance, padded text")
+def test_prx():
+    assert_follows(case("PRXPipeline"))
+
+
 @pytest.mark.compat("GlmImagePipeline", note="with guidance")
 def test_glm_image():
     assert_follows(case("GlmImagePipeline"))

@@ -39,6 +39,7 @@ class JointLayer(Layer):
         rotary_inside: its name in the processor, where that is another one.
         selects_first: whether keys and values have projections of their own.
         references: whether reference pictures are in its sequence, where there are any.
+        text_asks: whether exact tokens have queries, not keys alone.
     """
 
     text_first: bool = False
@@ -46,6 +47,7 @@ class JointLayer(Layer):
     rotary_inside: str | None = None
     selects_first: bool = True
     references: bool = True
+    text_asks: bool = True
 
 
 @dataclass(eq=False)

@@ -60,7 +60,6 @@ REFUSED: dict[str, str] = {
     "SanaWMLTX2RefinerTransformer3DModel": _CACHE,
     "Kandinsky5Transformer3DModel": _BLOCK_MASK,
     "Kandinsky6Transformer3DModel": _NAMES,
-    "PRXTransformer2DModel": _NAMES,
     "JoyImageEditTransformer3DModel": _NAMES,
     "HunyuanVideo15Transformer3DModel": _BY_VALUE,
     "StableCascadeUNet": _KEYS_OF_TWO_KINDS,

@@ -405,6 +405,15 @@ def _ideogram4(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, 
     }
 
 
+def _prx(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, Any]:
+    return {
+        "hidden_states": zeros(config.in_channels, height, width),
+        "timestep": zeros(),
+        "encoder_hidden_states": zeros(HUNYUAN_TOKENS, config.context_in_dim),
+        "attention_mask": zeros.mask(HUNYUAN_TOKENS),
+    }
+
+
 def _ernie_image(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, Any]:
     return {
         "hidden_states": zeros(config.in_channels, height, width),
@@ -528,6 +537,7 @@ TRANSFORMERS: dict[str, Maker] = {
     "GlmImageTransformer2DModel": _glm_image,
     "AuraFlowTransformer2DModel": _auraflow,
     "Ideogram4Transformer2DModel": _ideogram4,
+    "PRXTransformer2DModel": _prx,
     "ErnieImageTransformer2DModel": _ernie_image,
     "Lumina2Transformer2DModel": _lumina2,
     "LuminaNextDiT2DModel": _lumina_next,

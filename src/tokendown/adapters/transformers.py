@@ -51,6 +51,7 @@ class Blocks:
         references: whether reference pictures are in its sequence, where there are any.
         rotary_inside: what the processor calls those positions, where it is another name.
         tokens_first: whether the norm is given [tokens, batch, channels].
+        text_asks: whether text has queries, not keys alone.
     """
 
     path: str
@@ -61,6 +62,7 @@ class Blocks:
     references: bool = True
     rotary_inside: str | None = None
     tokens_first: bool = False
+    text_asks: bool = True
 
 
 @dataclass(frozen=True)
@@ -193,6 +195,9 @@ ADAPTERS: dict[str, Adapter] = {
     ),
     "Ideogram4Transformer2DModel": Adapter(
         OffsetIdGrid(), (Blocks("layers", "attention", "attention_norm1"),)
+    ),
+    "PRXTransformer2DModel": Adapter(
+        LatentGrid(), (Blocks("blocks", "attention", "img_pre_norm", text_asks=False),)
     ),
     "BriaFibo2Transformer2DModel": Adapter(
         GistGrid(),
@@ -344,6 +349,7 @@ def make_plan(model: nn.Module, adapter: Adapter, config: Options | None) -> Joi
                 rotary_inside=blocks.rotary_inside,
                 references=blocks.references,
                 tokens_first=blocks.tokens_first,
+                text_asks=blocks.text_asks,
                 selects_first=separate,
                 key_width=attention.to_k.out_features if separate else _inner_dim(attention),
             )
