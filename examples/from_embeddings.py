@@ -28,7 +28,7 @@ for name, value in options.items():
         pictures = [load_image(file) for file in files]
         options[name] = pictures if isinstance(value, list) else pictures[0]
 
-text_parts = ("text_encoder", "tokenizer", "processor")
+text_parts = ("text_encoder", "tokenizer", "processor", "vision_language_encoder")
 absent = {
     part: None for part in DiffusionPipeline.load_config(model) if part.startswith(text_parts)
 }

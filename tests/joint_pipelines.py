@@ -15,6 +15,9 @@ from typing import Any
 
 import diffusers
 import torch
+from diffusers.pipelines.ltx2 import LTX2TextConnectors, LTX2Vocoder
+from diffusers.pipelines.ltx2.pipeline_ltx2_condition import LTX2VideoCondition
+from diffusers.pipelines.ltx2.pipeline_ltx2_ic_lora import LTX2ReferenceCondition
 from PIL import Image
 from torch import Tensor
 
@@ -25,6 +28,7 @@ from tokendown import PatchConfig, apply_patch, summary
 
 STEPS = 2
 PATCH = {"factor": 2, "anchors": 3, "method": "nearest"}  # the reference knows no steps
+SIXTEEN = {"in_channels": 16}  # 2 x 2 places of four
 TEXT = torch.randn(1, 5, 8, generator=torch.Generator().manual_seed(1))
 POOLED = torch.randn(1, 8, generator=torch.Generator().manual_seed(2))
 MASK = torch.ones(1, 5, dtype=torch.long)
@@ -85,9 +89,21 @@ class Case:
     def run(self, **options: Any) -> Tensor:
         """From one seed; latents, flattened."""
         generator = torch.Generator().manual_seed(0)
-        given = {"num_inference_steps": STEPS, "output_type": "latent", **self.tensors}
-        given |= {**self.options, **options, "generator": generator}
+        given = {"output_type": "latent", **self.tensors, "generator": generator}
+        if "sigmas" not in self.options:  # a schedule of its own
+            given["num_inference_steps"] = STEPS
+        given |= {**self.options, **options}
         return self.pipe(**given, return_dict=False)[0].flatten()
+
+
+def replace_denoisers(pipe: Any, change: Callable[[Any], None]) -> dict[str, Any]:
+    """Puts changed copies in their places; returns the originals by name."""
+    names = ("transformer", "unconditional_transformer")  # Ideogram 4 runs both at every step
+    plain = {name: model for name in names if (model := getattr(pipe, name, None)) is not None}
+    for name, model in plain.items():
+        setattr(pipe, name, copy.deepcopy(model))
+        change(getattr(pipe, name))
+    return plain
 
 
 def assert_follows(case: Case, **patch: Any) -> None:
@@ -98,12 +114,11 @@ def assert_follows(case: Case, **patch: Any) -> None:
         patch: further options.
     """
     pipe, dense = case.pipe, case.run()
-    plain = pipe.transformer
-    pipe.transformer = copy.deepcopy(plain)
     want = joint_reference.Want(case.shapes, anchors=3, references=patch.get("references", 1))
-    joint_reference.coarsen(pipe.transformer, case.kind, want)
+    plain = replace_denoisers(pipe, lambda model: joint_reference.coarsen(model, case.kind, want))
     expected = case.run()
-    pipe.transformer = plain
+    for name, model in plain.items():
+        setattr(pipe, name, model)
     assert (expected - dense).abs().max() > 1e-3
     with apply_patch(pipe, factor=1):
         assert torch.equal(case.run(), dense)
@@ -149,6 +164,35 @@ def ltx_vae() -> Any:
             downsample_type=("conv",) * 2, patch_size=8, patch_size_t=1,
         )
     )  # fmt: skip
+
+
+def ltx2(kind: str, model: str = "ltx2", **settings: Any) -> Any:
+    """32 pixels a latent pixel, eight frames a latent frame; two channels of sound, 8 mel bins."""
+    text = {"num_attention_heads": 2, "attention_head_dim": 4, "num_layers": 1,
+            "num_learnable_registers": None}  # fmt: skip
+    parts: dict[str, Callable[[], Any]] = {
+        "vae": lambda: diffusers.AutoencoderKLLTX2Video(
+            latent_channels=4, block_out_channels=(8,) * 3, layers_per_block=(1,) * 4,
+            down_block_types=("LTX2VideoDownBlock3D",) * 3, spatio_temporal_scaling=(True,) * 3,
+            downsample_type=("spatiotemporal",) * 3, decoder_block_out_channels=(8,) * 3,
+            decoder_layers_per_block=(1,) * 4, upsample_factor=(1,) * 3,
+            upsample_residual=(False,) * 3,
+        ),
+        "audio_vae": lambda: diffusers.AutoencoderKLLTX2Audio(
+            base_channels=4, ch_mult=(1, 1, 1), num_res_blocks=1, latent_channels=2, mel_bins=8
+        ),
+        "connectors": lambda: LTX2TextConnectors(
+            caption_channels=8, text_proj_in_factor=1,
+            **{f"video_connector_{name}": value for name, value in text.items()},
+            **{f"audio_connector_{name}": value for name, value in text.items()},
+        ),
+        "vocoder": lambda: LTX2Vocoder(
+            in_channels=16, hidden_channels=8, upsample_kernel_sizes=[4], upsample_factors=[2],
+            resnet_kernel_sizes=[3], resnet_dilations=[[1]],
+        ),
+    }  # fmt: skip
+    built = {name: tiny._build(make) for name, make in parts.items()}
+    return assemble(kind, transformer(model, **settings), **built)
 
 
 def film_vae(kind: str) -> Any:
@@ -357,6 +401,34 @@ def schedule() -> dict[str, Any]:
     return {"scheduler": diffusers.CogVideoXDDIMScheduler()}
 
 
+def glm_image(**options: Any) -> Case:
+    """Its tokens of a language model given, which are made from the prompt."""
+    coder = vae()
+    coder.register_to_config(latents_mean=[0.1] * 4, latents_std=[1.1] * 4)
+    pipe = assemble("GlmImagePipeline", transformer("glm_image"), vae=coder)
+    prior = {"prior_token_ids": torch.arange(48)[None] % 20}
+    return Case("glm_image", pipe, SIZE, {**GUIDED, **prior}, {**SMALL, **options})
+
+
+class Ideogram4(diffusers.Ideogram4Pipeline):
+    """It takes no embeddings: noise stands for its text encoder, five tokens of eight."""
+
+    def encode_prompt(
+        self, prompt: str, grid_h: int, grid_w: int, max_sequence_length: int, device: Any
+    ) -> tuple[Tensor, ...]:
+        ids = self._prepare_ids([5], grid_h, grid_w, max_sequence_length, device)
+        text = torch.nn.functional.pad(TEXT, (0, 0, max_sequence_length - 5, grid_h * grid_w))
+        return text, *ids
+
+
+def ideogram4() -> Case:
+    """Two transformers: with text, and without."""
+    with_text, without = (transformer("ideogram4", seed, **SIXTEEN) for seed in (0, 1))
+    pipe = assemble(Ideogram4, with_text, vae=flux2_vae(), unconditional_transformer=without)
+    given = {"prompt": "", "max_sequence_length": 8, "guidance_scale": 3.0}
+    return Case("ideogram4", pipe, SIZE, {}, {**SMALL, **given, "guidance_schedule": None})
+
+
 def film(frames: int, scale: int) -> dict[str, int]:
     """6 x 8 tokens of so many pixels a side."""
     return {"height": 6 * scale, "width": 8 * scale, "num_frames": frames}
@@ -367,7 +439,7 @@ SMALL = {"height": 24, "width": 32}  # two pixels a latent pixel, two of those a
 LARGER = {"height": 48, "width": 64}
 EIGHT = {"height": 96, "width": 128}  # eight pixels a latent pixel, whatever the VAE says
 QWEN = {"height": 6 * 64, "width": 8 * 64, "true_cfg_scale": 1.0}
-WAN, HUNYUAN, LTX = film(5, 8), film(9, 16), film(9, 32)
+WAN, HUNYUAN, LTX, LTX2 = film(5, 8), film(9, 16), film(9, 32), film(17, 32)
 TWO = {"prompt_embeds": TEXT, "pooled_prompt_embeds": POOLED}
 GUIDED = {"prompt_embeds": TEXT, "negative_prompt_embeds": -TEXT}
 NEGATIVE_POOLED = {"pooled_prompt_embeds": POOLED, "negative_pooled_prompt_embeds": -POOLED}
@@ -491,6 +563,29 @@ CASES: dict[str, Callable[[], Case]] = {
         "ltx", assemble("LTXConditionPipeline", transformer("ltx"), vae=ltx_vae()),
         FILM, MASKED, {**LTX, "image": picture(192, 256)},
     ),
+    "LTX2Pipeline": lambda: Case("ltx2", ltx2("LTX2Pipeline"), FILM, MASKED, LTX2),
+    "LTX2ImageToVideoPipeline": lambda: Case(
+        "ltx2", ltx2("LTX2ImageToVideoPipeline"), FILM, MASKED,
+        {**LTX2, "image": picture(192, 256), "image_crf": 0},
+    ),
+    "LTX2ConditionPipeline": lambda: Case(
+        "ltx2", ltx2("LTX2ConditionPipeline"), FILM, MASKED,
+        {**LTX2, "conditions": [
+            LTX2VideoCondition(frames=picture(192, 256, seed), index=seed, crf=0)
+            for seed in (0, 2)  # the last one stands behind the video
+        ]},
+    ),
+    "LTX2InContextPipeline": lambda: Case(
+        "ltx2", ltx2("LTX2InContextPipeline"), FILM, MASKED,
+        {**LTX2, "reference_conditions": LTX2ReferenceCondition([picture(192, 256)] * 17),
+         "conditioning_attention_strength": 0.5},
+    ),
+    # 17 frames are filled up to 25, and a picture at the end of those is made beside them
+    "LTX2DFRPipeline": lambda: Case(
+        "ltx2", ltx2("LTX2DFRPipeline", use_keyframes_abs_pos_embedding=True), ((4, 6, 8),),
+        {"prompt_embeds": TEXT, "prompt_attention_mask": MASK}, {**LTX2, "sigmas": [1.0, 0.5]},
+        predicted=False,
+    ),
     "CogVideoXPipeline": lambda: Case(
         "cogvideox", assemble(
             "CogVideoXPipeline", transformer("cogvideox"),
@@ -521,6 +616,7 @@ CASES: dict[str, Callable[[], Case]] = {
     "ConsisIDPipeline": consisid,
     "WanAnimatePipeline": wan_animate,
     "HunyuanDiTPipeline": hunyuan_dit,
+    "GlmImagePipeline": glm_image,
     "AuraFlowPipeline": lambda: Case(
         "auraflow", assemble("AuraFlowPipeline", transformer("auraflow"), vae=tiny.vae()),
         SIZE, MASKED, SMALL,
@@ -529,6 +625,18 @@ CASES: dict[str, Callable[[], Case]] = {
         "hunyuan_image", assemble(
             "HunyuanImagePipeline", transformer("hunyuan_image"), vae=hunyuan_image_vae()
         ), SIZE, {"prompt_embeds": TEXT, "prompt_embeds_mask": MASK, **NO_SECOND}, SMALL,
+    ),
+    "ErnieImagePipeline": lambda: Case(
+        "ernie_image", assemble(
+            # 2 x 2 places of the latent, put into channels by the pipeline
+            "ErnieImagePipeline", transformer("ernie_image", in_channels=16, out_channels=16),
+            vae=flux2_vae(),
+        ), SIZE, {"prompt_embeds": TEXT, "negative_prompt_embeds": -TEXT[:, :3]}, SMALL,
+    ),
+    "Ideogram4Pipeline": ideogram4,
+    "PRXPipeline": lambda: Case(
+        "prx", assemble("PRXPipeline", transformer("prx"), vae=vae()), SIZE,
+        {**GUIDED, **PADDING}, {**SMALL, "use_resolution_binning": False},
     ),
     "Lumina2Pipeline": lambda: Case(
         "lumina2", assemble("Lumina2Pipeline", transformer("lumina2"), vae=vae()),

@@ -96,19 +96,36 @@ def complex_table(table: Any) -> Tensor:
     return table if table.ndim == 3 else table[None]
 
 
+def rotate_apart(x: Tensor, angles: Tensor) -> Tensor:
+    """ERNIE-Image: channels half a head apart are a pair, with an angle each, [.., tokens, d]."""
+    first, second = x.chunk(2, -1)
+    one, other = angles[:, :, None].to(x).chunk(2, -1)
+    return torch.cat([first * one.cos() - second * one.sin(),
+                      second * other.cos() + first * other.sin()], -1)  # fmt: skip
+
+
+def by_head(table: tuple[Tensor, Tensor]) -> Tensor:
+    """(cos, sin), [batch, heads, tokens, pairs], to [batch, tokens, heads * pairs] complex."""
+    cos, sin = (part.transpose(1, 2).flatten(2).double() for part in table)
+    return torch.complex(cos, sin)
+
+
 def rotate(x: Tensor, table: Tensor, halves: bool = False, thirds: bool = False) -> Tensor:
-    """[batch, tokens, ..., d] by [1 or batch, tokens, d/2] complex.
+    """[batch, tokens, d] or [batch, tokens, heads, d] by [1 or batch, tokens, d/2] complex.
 
     Args:
         x: neighbouring channels are a pair, or channels half a head apart.
-        table: complex.
+        table: complex; as wide as all heads together where these have one each.
         halves: which of the two.
         thirds: whether so in every third of the channels.
     """
+    if not table.is_complex():
+        return rotate_apart(x, table)
     if thirds:
         axes = zip(x.chunk(3, -1), table.chunk(3, -1), strict=True)
         return torch.cat([rotate(part, angles, halves) for part, angles in axes], -1)
-    table = table.view(*table.shape[:2], *[1] * (x.ndim - 3), -1)
+    if x.ndim == 4:
+        table = table.unflatten(-1, (-1, x.shape[-1] // 2))
     if halves:
         first, second = x.double().chunk(2, -1)
         turned = torch.complex(first, second) * table
@@ -144,20 +161,30 @@ WIDE = (  # normalise over all heads
     "WanAttention",
     "SkyReelsV2Attention",
     "LTXAttention",
+    "LTX2Attention",
     "AnyFlowAttention",
     "LuminaAttnProcessor2_0",
 )
 HALVES = (
     "CogView4AttnProcessor",
+    "GlmImageAttnProcessor",
     "CosmosAttnProcessor2_0",
     "AllegroAttnProcessor2_0",
     "OmniGenAttnProcessor2_0",
+    "Ideogram4AttnProcessor",
 )
 THIRDS = ("AllegroAttnProcessor2_0",)
-FLAT = ("LTXAttention",)  # rotates before it splits the heads
+FLAT = ("LTXAttention", "LTX2Attention")  # rotates before it splits the heads
 
 
-BY_POSITION = ("Flux2ParallelSelfAttention", "Krea2Attention", "Flux3Attention")
+TOKENS_FIRST = ("ErnieImageSingleStreamAttnProcessor",)  # the norms of their blocks
+BY_POSITION = (
+    "Flux2ParallelSelfAttention",
+    "Krea2Attention",
+    "Flux3Attention",
+    "ErnieImageAttention",
+    "Ideogram4Attention",
+)
 
 
 class Joint:
@@ -166,20 +193,22 @@ class Joint:
     Args:
         want: what to compute.
         text_first: the order of the joint sequence.
-        processor: name of the class that was there.
+        host: the processor that was there.
     """
 
-    def __init__(self, want: Want, text_first: bool, processor: str) -> None:
-        self.want, self.text_first = want, text_first
+    def __init__(self, want: Want, text_first: bool, host: Any) -> None:
+        self.want, self.text_first, self.host = want, text_first, host
+        processor = type(host).__name__
         self.wide, self.halves = processor in WIDE, processor in HALVES
-        self.thirds = processor in THIRDS
+        self.thirds, self.tokens_first = processor in THIRDS, processor in TOKENS_FIRST
         self.image = sum(math.prod(shape) for shape in want.shapes)
         self.norms: Tensor | None = None
         self.calls = 0
 
     def note_norms(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         tokens = args[0] if args else kwargs["hidden_states"]
-        self.norms = tokens.double().pow(2).sum(-1).sqrt()
+        lengths = tokens.double().pow(2).sum(-1).sqrt()
+        self.norms = lengths.T if self.tokens_first else lengths
 
     def __call__(
         self,
@@ -194,8 +223,20 @@ class Joint:
         query_rotary_emb: Any = None,
         key_rotary_emb: Any = None,
         base_sequence_length: int | None = None,
+        perturbation_mask: Tensor | None = None,
+        all_perturbed: bool | None = None,
+        kv_cache: Any = None,
     ) -> Any:
         self.calls += 1
+        if kv_cache is not None and kv_cache.mode == "write":  # GLM-Image's pictures to edit
+            return self.host(
+                attn, hidden_states, encoder_hidden_states, None, image_rotary_emb, kv_cache
+            )
+        if perturbation_mask is not None:  # LTX-2's guidance stays as it is
+            return self.host(
+                attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb,
+                perturbation_mask=perturbation_mask, all_perturbed=all_perturbed,
+            )  # fmt: skip
         text = None if encoder_hidden_states is hidden_states else encoder_hidden_states
         pair = text is not None
         own_text = pair and getattr(attn, "add_q_proj", None) is not None
@@ -212,6 +253,8 @@ class Joint:
 
         given = (image_rotary_emb, rotary_emb, freqs_cis, key_rotary_emb)
         tables = next((table for table in given if table is not None), None)
+        if self._split_table(attn):
+            self.halves, tables = True, by_head(tables)
         image_table, text_table = self._tables(tables, length)
         query, _, _ = self._heads(attn, image, image_table)
         kept_table = None if image_table is None else pick(image_table, index)
@@ -222,6 +265,10 @@ class Joint:
                 torch.cat(parts, 1) for parts in zip(others, (query, key, value), strict=True)
             )
             bias = torch.cat([bias.new_zeros(bias.shape[0], length), bias], 1)
+        if kv_cache is not None and kv_cache.mode == "read":
+            own = key.shape[1]
+            key, value = kv_cache.get(key, value)
+            bias = torch.cat([bias.new_zeros(bias.shape[0], key.shape[1] - own), bias], 1)
         key, value = (x.repeat_interleave(query.shape[2] // x.shape[2], 2) for x in (key, value))
         if attention_mask is not None and attention_mask.shape[-1] == length:  # HunyuanVideo 1.5
             attention_mask, encoder_hidden_states_mask = None, attention_mask
@@ -233,6 +280,10 @@ class Joint:
         self.to_text = weights[:, :, length:, :length].sum(-1)  # of image queries
         out = torch.einsum("bhqk,bkhd->bqhd", weights, value).flatten(2)
         return self._output(attn, out, length, pair, hidden_states)
+
+    def _split_table(self, attn: Any) -> bool:
+        """Whether heads have tables of their own."""
+        return getattr(attn, "rope_type", None) == "split"
 
     def _heads(
         self, attn: Any, x: Tensor, table: Tensor | None, part: str = ""
@@ -252,13 +303,14 @@ class Joint:
             wide = self.wide or type(attn).__name__ in WIDE
             if wide:
                 tensor = _norm(norm, tensor)
-            if type(attn).__name__ not in FLAT:
+            flat = type(attn).__name__ in FLAT and not self._split_table(attn)
+            if not flat:
                 tensor = tensor.unflatten(-1, (-1, size))
             if not wide:
                 tensor = _norm(norm, tensor)
             if table is not None:
                 tensor = rotate(tensor, table, self.halves, self.thirds)
-            if type(attn).__name__ in FLAT:
+            if flat:
                 tensor = tensor.unflatten(-1, (-1, size))
             rotated.append(tensor)
         return rotated[0], rotated[1], value.unflatten(-1, (-1, size))
@@ -275,7 +327,8 @@ class Joint:
             return None, None
         if isinstance(table, tuple) and _is_complex(table[0]):  # Qwen-Image: one each
             return complex_table(table[0]), complex_table(table[1])
-        table = complex_table(table)
+        angles = isinstance(table, Tensor) and not table.is_complex()
+        table = table.squeeze(2) if angles else complex_table(table)
         if table.shape[1] == self.image:
             return table, None
         text, image = self._split(table, length)
@@ -291,11 +344,13 @@ class Joint:
             text = of_text[:, None, None]
             image = torch.ones(len(index), 1, 1, index.shape[1], dtype=torch.bool)
         else:
-            joint = joint[:, None, None] if joint.ndim == 2 else joint
+            joint = joint[(slice(None), *[None] * (4 - joint.ndim))]
             joint = joint.expand(len(index), *joint.shape[1:])
             text, image = joint[..., :length], joint[..., length:]
             if not self.text_first:
                 text, image = joint[..., self.image :], joint[..., : self.image]
+                if joint.shape[2] > 1:  # queries as well
+                    text, image = (x.roll(length, 2) for x in (text, image))
             at = index[:, None, None].expand(-1, 1, image.shape[2], -1)
             image = image.gather(-1, at)
             if joint.is_floating_point():  # added to the logits: zero, or as little as there is
@@ -306,17 +361,20 @@ class Joint:
 
     def _output(self, attn: Any, out: Tensor, length: int, pair: bool, hidden: Tensor) -> Any:
         text, image = out[:, :length], out[:, length:]
+        if not pair and not self.text_first:
+            out = torch.cat([image, text], 1)
         if hasattr(attn, "to_qkv_mlp_proj"):
             mlp = attn.mlp_act_fn(attn.to_qkv_mlp_proj(hidden)[..., 3 * attn.inner_dim :])
             return attn.to_out(torch.cat([out, mlp], -1))
+        if getattr(attn, "to_gate_logits", None) is not None:  # LTX-2.3
+            gates = 2 * attn.to_gate_logits(hidden).sigmoid()
+            out = (out.unflatten(-1, (attn.heads, -1)) * gates[..., None]).flatten(2)
         if hasattr(attn, "to_gate"):  # Krea 2
             out = out * attn.to_gate(hidden).sigmoid()
         project = getattr(attn, "to_out", None)
         if isinstance(project, nn.Identity):  # Lumina: projected together with cross-attention
             return out.unflatten(-1, (attn.heads, -1))
         if not pair:
-            if length and not self.text_first:
-                out = torch.cat([image, text], 1)
             return out if project is None else project[0](out)
         if project is not None:
             image = project[0](image)
@@ -362,7 +420,46 @@ class Kandinsky(Joint):
         return attn.out_layer(out)
 
 
-KINDS = {**dict.fromkeys(BY_POSITION, Parallel), "Kandinsky5Attention": Kandinsky}
+class ImageAsks(Joint):
+    """PRX: text has keys alone; projections of an image or a text are one."""
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        image_rotary_emb: Any = None,
+    ) -> Tensor:
+        self.calls += 1
+        bias = self.want.log_multiplicities(self.norms)
+        index = bias.isfinite().nonzero()[:, 1].view(bias.shape[0], -1)
+        matrices = image_rotary_emb[:, 0]  # [batch, tokens, pairs, 2, 2]
+        table = torch.complex(*matrices[..., 0].double().unbind(-1))
+        projected = attn.img_qkv_proj(hidden_states).unflatten(-1, (3, attn.heads, -1))
+        query, key, value = projected.unbind(2)
+        query = rotate(attn.norm_q(query), table)
+        key = rotate(attn.norm_k(key), table)
+        text = attn.txt_kv_proj(encoder_hidden_states).unflatten(-1, (2, attn.heads, -1))
+        key, value = (torch.stack([row[kept] for row, kept in zip(x, index, strict=True)])
+                      for x in (key, value))  # fmt: skip
+        key = torch.cat([attn.norm_added_k(text[:, :, 0]), key], 1)
+        value = torch.cat([text[:, :, 1], value], 1)
+        length = text.shape[1]
+        bias = torch.cat([bias.new_zeros(len(bias), length), bias.gather(1, index)], 1)
+        logits = torch.einsum("bqhd,bkhd->bhqk", query, key) / math.sqrt(query.shape[-1])
+        logits = logits + bias[:, None, None] + self._mask(None, attention_mask, index, length)
+        weights = logits.softmax(-1).to(value)
+        self.to_text = weights[..., :length].sum(-1)
+        return attn.to_out[0](torch.einsum("bhqk,bkhd->bqhd", weights, value).flatten(2))
+
+
+KINDS = {
+    **dict.fromkeys(BY_POSITION, Parallel),
+    "Kandinsky5Attention": Kandinsky,
+    "PRXAttention": ImageAsks,
+}
+
 
 # Blocks, attention, norm, text first: where each builder of tests/tiny_transformers.py has them.
 _FLUX = [
@@ -374,6 +471,7 @@ _HUNYUAN = [
     ("single_transformer_blocks", "attn", "norm", False),
 ]
 _ATTN1 = [("transformer_blocks", "attn1", "norm1", True)]
+_LTX2 = [("transformer_blocks", "attn1", "norm1", False)]
 _SD3 = [("transformer_blocks", "attn", "norm1", False)]
 _WAN = [("blocks", "attn1", "norm1", True)]
 WHERE: dict[str, list[tuple[str, str, str, bool]]] = {
@@ -411,6 +509,8 @@ WHERE: dict[str, list[tuple[str, str, str, bool]]] = {
     "hunyuan_dit_controlnet": [("blocks", "attn1", "norm1", True)],
     "chrono_edit": _WAN,
     "ltx": _ATTN1,
+    "ltx2": _LTX2,
+    "ltx23": _LTX2,
     "cogvideox": _ATTN1,
     "consisid": _ATTN1,
     "easyanimate": _ATTN1,
@@ -419,6 +519,7 @@ WHERE: dict[str, list[tuple[str, str, str, bool]]] = {
     "allegro": _ATTN1,
     "cogview3": _ATTN1,
     "cogview4": _ATTN1,
+    "glm_image": _ATTN1,
     "auraflow": [
         ("joint_transformer_blocks", "attn", "norm1", True),
         ("single_transformer_blocks", "attn", "norm1", True),
@@ -427,6 +528,9 @@ WHERE: dict[str, list[tuple[str, str, str, bool]]] = {
         ("noise_refiner", "attention", "attention_norm1", False),
         ("layers", "attention", "attention_norm1", False),
     ],
+    "ernie_image": [("layers", "self_attention", "adaLN_sa_ln", False)],
+    "ideogram4": [("layers", "attention", "attention_norm1", True)],
+    "prx": [("blocks", "attention", "img_pre_norm", True)],
     "krea2": [("transformer_blocks", "attn", "norm1", True)],
     "bria_fibo2": [
         ("noise_refiner", "attention", "attention_norm1", True),
@@ -449,7 +553,7 @@ def coarsen(model: Any, kind: str, want: Want) -> list[Joint]:
                 continue
             kind = KINDS.get(type(module).__name__, Joint)
             here = alone if path == "mode_blocks.image" else want
-            processor = kind(here, text_first, type(module.processor).__name__)
+            processor = kind(here, text_first, module.processor)
             module.set_processor(processor)
             before = getattr(block, norm) if norm else block
             before.register_forward_pre_hook(processor.note_norms, with_kwargs=True)

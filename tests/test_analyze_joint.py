@@ -29,8 +29,12 @@ from tokendown.tune.effects import Uniform, plan_of
 SIZE = (11, 13)
 CANDIDATES = [Candidate(2), Candidate(2, 5), Candidate(3, 4)]
 EVERY = 10_000  # queries
-# text apart and joined, image alone, frames, a mask over queries, fewer heads of keys
-KINDS = ["flux", "sd35", "wan", "chroma", "lumina2", "hunyuan_video_15", "kandinsky5"]
+# text apart and joined, image alone, frames, a mask over queries, fewer heads of keys, norms of
+# [tokens, batch], text that has keys alone
+KINDS = [
+    "flux", "sd35", "wan", "chroma", "lumina2", "hunyuan_video_15", "kandinsky5", "ernie_image",
+    "prx",
+]  # fmt: skip
 
 
 def probe_of(kind: str, queries: int = EVERY) -> Probe:
@@ -60,7 +64,9 @@ def test_the_error_of_a_layer_is_that_of_the_patched_module(kind):
         assert first.errors[0][candidate] == pytest.approx(want, rel=1e-6)
 
 
-@pytest.mark.parametrize("kind", ["flux", "sd35", "hunyuan_video", "lumina2", "hunyuan_video_15"])
+@pytest.mark.parametrize(
+    "kind", ["flux", "sd35", "hunyuan_video", "lumina2", "hunyuan_video_15", "prx"]
+)
 def test_what_goes_to_text_is_that_of_the_written_out_softmax(kind):
     model = copy.deepcopy(built(kind))
     processors = joint_reference.coarsen(model, kind, Want(shapes(kind, SIZE), factor=1))
@@ -98,8 +104,9 @@ def test_looking_on_changes_nothing_and_leaves_no_trace(kind):
     assert len(probe.layers) == len(make_plan(model, None).layers)
     assert traces(model) == before
     arguments = tiny_transformers.inputs(kind, model, *SIZE)
-    text = arguments["encoder_hidden_states"]
-    arguments["encoder_hidden_states"] = text.new_zeros(*text.shape[:-1], 3)  # a wrong width
+    name = "text_bth" if kind == "ernie_image" else "encoder_hidden_states"
+    text = arguments[name]
+    arguments[name] = text.new_zeros(*text.shape[:-1], 3)  # a wrong width
     with pytest.raises(RuntimeError), Probe(model, CANDIDATES, 20):
         model(**arguments)
     assert traces(model) == before

@@ -8,7 +8,7 @@ from importlib import util
 import numpy
 import pytest
 from PIL import Image, ImageSequence
-from tests import tiny, tiny_pipelines
+from tests import joint_pipelines, tiny, tiny_pipelines
 from tests.test_cli import png_names, run, run_for_error
 from torch import nn
 
@@ -211,7 +211,10 @@ def test_summary_counts_the_frames(saved):
 
 def test_scales_from_configurations_alone(saved):
     """Against what the pipelines of diffusers say of themselves."""
-    for name, expected in (("wan", (8, 4)), ("flux", (2, None))):
+    ernie = joint_pipelines.case("ErnieImagePipeline").pipe
+    assert ernie.vae_scale_factor == 4
+    saved("ernie_image", lambda _: ernie)
+    for name, expected in (("wan", (8, 4)), ("flux", (2, None)), ("ernie_image", (4, None))):
         _, spatial = blueprint.load_skeleton(str(saved(name)))
         assert (spatial, blueprint.frame_scale(str(saved(name)))) == expected
 

@@ -29,6 +29,8 @@ VIDEO = [
     "chrono_edit",
     "wan_animate",
     "ltx",
+    "ltx2",
+    "ltx23",
     "cogvideox",
     "consisid",
     "easyanimate",
@@ -105,7 +107,7 @@ def test_odd_sizes_and_factors(kind, size, factor):
     torch.testing.assert_close(got, want, rtol=0, atol=1e-5 * want.abs().max().item())
 
 
-@pytest.mark.parametrize("kind", ["wan", "hunyuan_video", "hunyuan_video_15", "kandinsky5"])
+@pytest.mark.parametrize("kind", ["wan", "hunyuan_video", "hunyuan_video_15", "kandinsky5", "ltx2"])
 def test_a_temporal_factor_drops_frames(kind):
     model, size = built(kind), (4, 6)
     want = wanted(kind, model, size, temporal=2, anchors=3)
@@ -384,6 +386,34 @@ def test_a_picture_is_found_behind_text_at_the_origin():
             grid.read(wrong)
     with pytest.raises(RuntimeError, match="another grid"):
         grid.check(ids, ((1, 6, 4),))
+
+
+def test_a_picture_is_found_behind_padding_and_text():
+    """Ideogram 4: texts of a batch have several lengths, pictures have one place."""
+    from diffusers import Ideogram4Pipeline
+
+    from tokendown.adapters.grids import OffsetIdGrid
+
+    grid = OffsetIdGrid()
+
+    def positions(lengths: list[int], *size: int) -> torch.Tensor:
+        return Ideogram4Pipeline._prepare_ids(lengths, *size, 7, "cpu")[0]
+
+    for size in [(4, 6), (1, 5), (5, 1), (1, 1)]:
+        ids = positions([7, 3], *size)
+        for given in (ids, ids[:, 7:]):  # without text
+            assert grid.read(given) == ((1, *size),)
+            grid.check(given, ((1, *size),))
+    ids = positions([7, 3], 4, 6)
+    for size in [(6, 4), (2, 6), (2, 12)]:
+        with pytest.raises(RuntimeError, match="another grid"):
+            grid.check(ids, ((1, *size),))
+    with pytest.raises(GridError, match="row-major"):
+        grid.read(ids[:, :-1])
+    text_behind, two = ids.roll(3, 1), torch.cat([ids, ids], 1)
+    for wrong in (text_behind, two, two[:, 7:], torch.cat([ids, ids[:, 7:]], 1), ids[:, :7]):
+        with pytest.raises(GridError, match="one picture at the end"):
+            grid.read(wrong)
 
 
 @torch.no_grad()

@@ -3,7 +3,12 @@
 import pytest
 import torch
 from diffusers.models.embeddings import apply_rotary_emb
-from diffusers.models.transformers import transformer_flux, transformer_qwenimage, transformer_wan
+from diffusers.models.transformers import (
+    transformer_flux,
+    transformer_ltx2,
+    transformer_qwenimage,
+    transformer_wan,
+)
 
 from tokendown.adapters import rotary
 from tokendown.adapters.dispatch import Call, current
@@ -68,7 +73,24 @@ def test_heads_before_tokens(sequence):
     assert torch.equal(got, sequence.take(every, 2))
 
 
+@pytest.mark.parametrize("split", [False, True])
+def test_tables_of_samples_and_heads(sequence, split):
+    """LTX-2 rotates before it splits the heads, and may have a table for each of them."""
+    if split:
+        function, shape = transformer_ltx2.apply_split_rotary_emb, (2, 3, sequence.tokens, 4)
+    else:
+        function, shape = transformer_ltx2.apply_interleaved_rotary_emb, (2, sequence.tokens, 24)
+    key, angles = torch.randn(2, sequence.tokens, 24), torch.randn(shape)
+    table = angles.cos(), angles.sin()
+    every = function(key, table)
+    got = rotate_kept(sequence, function, sequence.take(key, 1), table)
+    assert torch.equal(got, sequence.take(every, 1))
+    assert torch.equal(rotate_kept(sequence, function, key, table), every)
+
+
 def test_which_processors_can_be_reached():
     assert rotary.in_reach(transformer_flux.FluxAttnProcessor)
+    assert rotary.in_reach(transformer_ltx2.LTX2AudioVideoAttnProcessor)
+    assert rotary.in_reach(transformer_ltx2.LTX2PerturbedAttnProcessor)
     assert rotary.in_reach(transformer_qwenimage.QwenDoubleStreamAttnProcessor2_0)
     assert not rotary.in_reach(transformer_wan.WanAttnProcessor)

@@ -175,8 +175,9 @@ def test_no_size_anywhere_is_an_error() -> None:
 
 @pytest.mark.parametrize(
     "kind",
-    ["wan", "wan_vace", "hunyuan_video", "hunyuan_video_15", "kandinsky5", "ltx", "cogvideox"],
-)
+    ["wan", "wan_vace", "hunyuan_video", "hunyuan_video_15", "kandinsky5", "ltx", "ltx2",
+     "cogvideox"],
+)  # fmt: skip
 def test_more_frames_of_a_video_transformer_cost_more(kind):
     model = getattr(tiny_transformers, kind)()
     keys = {

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import tiny
-from transformer_inputs import FRAMES, INPUTS, TEXT, inputs, position_ids
+from transformer_inputs import FRAMES, INPUTS, SOUND, TEXT, inputs, position_ids
 
-__all__ = ["FRAMES", "INPUTS", "TEXT", "inputs", "position_ids", "run"]
+__all__ = ["FRAMES", "INPUTS", "SOUND", "TEXT", "inputs", "position_ids", "run"]
 
 DIM = 16  # two heads of 8 channels
 
@@ -313,6 +313,39 @@ def ltx(seed: int = 0) -> diffusers.LTXVideoTransformer3DModel:
     )
 
 
+def ltx2(seed: int = 0, **options: Any) -> diffusers.LTX2VideoTransformer3DModel:
+    """Video and sound beside each other; rotates before it splits the heads, as in LTX-2.0."""
+    settings = {
+        "in_channels": 4,
+        "out_channels": 4,
+        "num_attention_heads": 2,
+        "attention_head_dim": 8,
+        "cross_attention_dim": DIM,
+        "audio_in_channels": 4,
+        "audio_out_channels": 4,
+        "audio_num_attention_heads": 2,
+        "audio_attention_head_dim": 4,
+        "audio_cross_attention_dim": 8,
+        "num_layers": 2,
+        "caption_channels": 8,
+    }
+    return _build(lambda: diffusers.LTX2VideoTransformer3DModel(**{**settings, **options}), seed)
+
+
+def ltx23(seed: int = 0) -> diffusers.LTX2VideoTransformer3DModel:
+    """As in LTX-2.3: every head has a table of its own and a gate; masked, and can be perturbed."""
+    return ltx2(
+        seed,
+        rope_type="split",
+        gated_attn=True,
+        audio_gated_attn=True,
+        cross_attn_mod=True,
+        audio_cross_attn_mod=True,
+        perturbed_attn=True,
+        use_prompt_embeddings=False,
+    )
+
+
 def cogvideox(seed: int = 0) -> diffusers.CogVideoXTransformer3DModel:
     """Text and video are joined inside the processor."""
     return _build(
@@ -424,6 +457,24 @@ def cogview4(seed: int = 0) -> diffusers.CogView4Transformer2DModel:
             time_embed_dim=8,
             condition_dim=2,
             rope_axes_dim=(32, 32),
+        ),
+        seed,
+    )
+
+
+def glm_image(seed: int = 0) -> diffusers.GlmImageTransformer2DModel:
+    """Text and image are joined before they are projected; pictures to edit are cached keys."""
+    return _build(
+        lambda: diffusers.GlmImageTransformer2DModel(
+            in_channels=4,
+            out_channels=4,
+            num_layers=2,
+            attention_head_dim=8,
+            num_attention_heads=2,
+            text_embed_dim=8,
+            time_embed_dim=8,
+            condition_dim=4,
+            prior_vq_quantizer_codebook_size=20,
         ),
         seed,
     )
@@ -695,6 +746,52 @@ def bria_fibo2(seed: int = 0) -> diffusers.BriaFibo2Transformer2DModel:
             gist_max_text_len=16,
             axes_dims=(4, 6, 6),
             axes_lens=(64, 64, 64),
+        ),
+        seed,
+    )
+
+
+def ernie_image(seed: int = 0, **options: Any) -> diffusers.ErnieImageTransformer2DModel:
+    """Image and masked text in one stream, tokens before the batch; rotates halves of a head."""
+    settings = {
+        "hidden_size": DIM,
+        "num_attention_heads": 2,
+        "num_layers": 2,
+        "ffn_hidden_size": 16,
+        "in_channels": 4,
+        "out_channels": 4,
+        "text_in_dim": 8,
+        "rope_axes_dim": (2, 2, 4),
+    }
+    return _build(lambda: diffusers.ErnieImageTransformer2DModel(**{**settings, **options}), seed)
+
+
+def ideogram4(seed: int = 0, **options: Any) -> diffusers.Ideogram4Transformer2DModel:
+    """Padding, text and image in one stream, masked by query; rotates halves of a head."""
+    settings = {
+        "in_channels": 4,
+        "num_layers": 2,
+        "attention_head_dim": 8,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+        "adaln_dim": 8,
+        "llm_features_dim": 8,
+        "mrope_section": (2, 1, 1),
+    }
+    return _build(lambda: diffusers.Ideogram4Transformer2DModel(**{**settings, **options}), seed)
+
+
+def prx(seed: int = 0) -> diffusers.PRXTransformer2DModel:
+    """Text, under a mask, has keys alone; projections are fused."""
+    return _build(
+        lambda: diffusers.PRXTransformer2DModel(
+            in_channels=4,
+            context_in_dim=8,
+            hidden_size=DIM,
+            mlp_ratio=1.0,
+            num_heads=2,
+            depth=2,
+            axes_dim=[4, 4],
         ),
         seed,
     )

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 TEXT = 5
 FRAMES = 3
+SOUND = 7  # latent frames of it
 
 
 def position_ids(height: int, width: int, picture: int = 0) -> Tensor:
@@ -206,6 +207,31 @@ def _ltx(model: Any, noise: Noise, height: int, width: int, batch: int) -> dict[
     }
 
 
+def _ltx2(model: Any, noise: Noise, height: int, width: int, batch: int) -> dict[str, Any]:
+    config = model.config
+    raw = config.use_prompt_embeddings
+    return {
+        "hidden_states": noise(batch, FRAMES * height * width, 4),
+        "audio_hidden_states": noise(batch, SOUND, 4),
+        "encoder_hidden_states": noise(batch, TEXT, 8 if raw else config.cross_attention_dim),
+        "audio_encoder_hidden_states": noise(batch, TEXT, 8),
+        "encoder_attention_mask": padded_text(batch),
+        "audio_encoder_attention_mask": padded_text(batch),
+        "timestep": torch.full((batch,), 500),
+        "sigma": torch.full((batch,), 500),
+        "num_frames": FRAMES,
+        "height": height,
+        "width": width,
+        "audio_num_frames": SOUND,
+    }
+
+
+def _ltx23(model: Any, noise: Noise, height: int, width: int, batch: int) -> dict[str, Any]:
+    tokens = FRAMES * height * width
+    mask = (noise(batch, tokens, tokens) > -1).to(noise.like.dtype)
+    return {**_ltx2(model, noise, height, width, batch), "video_self_attention_mask": mask}
+
+
 def _cogvideox(model: Any, noise: Noise, height: int, width: int, batch: int) -> dict[str, Any]:
     from diffusers.models.embeddings import get_3d_rotary_pos_embed
 
@@ -239,6 +265,20 @@ def _cogview(model: Any, noise: Noise, height: int, width: int, batch: int) -> d
     }
 
 
+def _glm_image(model: Any, noise: Noise, height: int, width: int, batch: int) -> dict[str, Any]:
+    dropped = torch.zeros(batch, height * width, dtype=torch.bool)
+    dropped[0] = True  # without a prior
+    return {
+        "hidden_states": noise(batch, 4, 2 * height, 2 * width),
+        "encoder_hidden_states": noise(batch, TEXT, 8),
+        "prior_token_id": torch.arange(batch * height * width).view(batch, -1) % 20,
+        "prior_token_drop": dropped,
+        "timestep": torch.full((batch,), 500),
+        "target_size": torch.full((batch, 2), 64.0),
+        "crop_coords": torch.zeros(batch, 2),
+    }
+
+
 def _auraflow(model: Any, noise: Noise, height: int, width: int, batch: int) -> dict[str, Any]:
     return {
         "hidden_states": noise(batch, 4, 2 * height, 2 * width),
@@ -253,6 +293,40 @@ def _hunyuan_image(model: Any, noise: Noise, height: int, width: int, batch: int
         "encoder_hidden_states": noise(batch, TEXT, 8),
         "encoder_attention_mask": padded_text(batch),
         "timestep": torch.full((batch,), 500).to(noise.like.dtype),
+    }
+
+
+def _ideogram4(model: Any, noise: Noise, height: int, width: int, batch: int) -> dict[str, Any]:
+    from diffusers import Ideogram4Pipeline
+
+    lengths = padded_text(batch).sum(1).long().tolist()
+    places, segments, roles = Ideogram4Pipeline._prepare_ids(lengths, height, width, TEXT, "cpu")
+    tokens = TEXT + height * width
+    return {
+        "hidden_states": noise(batch, tokens, 4),
+        "timestep": torch.full((batch,), 0.5).to(noise.like.dtype),
+        "encoder_hidden_states": noise(batch, tokens, 8),
+        "position_ids": places,
+        "segment_ids": segments,
+        "indicator": roles,
+    }
+
+
+def _prx(model: Any, noise: Noise, height: int, width: int, batch: int) -> dict[str, Any]:
+    return {
+        "hidden_states": noise(batch, 4, 2 * height, 2 * width),
+        "timestep": torch.full((batch,), 0.5),
+        "encoder_hidden_states": noise(batch, TEXT, 8),
+        "attention_mask": padded_text(batch).bool(),
+    }
+
+
+def _ernie_image(model: Any, noise: Noise, height: int, width: int, batch: int) -> dict[str, Any]:
+    return {
+        "hidden_states": noise(batch, 4, height, width),
+        "timestep": torch.full((batch,), 500),
+        "text_bth": noise(batch, TEXT, 8),
+        "text_lens": padded_text(batch).sum(1).long(),
     }
 
 
@@ -396,13 +470,19 @@ INPUTS: dict[str, Callable[..., dict[str, Any]]] = {
     "chrono_edit": _wan,
     "z_image": _z_image,
     "ltx": _ltx,
+    "ltx2": _ltx2,
+    "ltx23": _ltx23,
     "cogvideox": _cogvideox,
     "consisid": _cogvideox,
     "easyanimate": _easyanimate,
     "cosmos": _easyanimate,
     "cogview3": _cogview,
     "cogview4": _cogview,
+    "glm_image": _glm_image,
     "auraflow": _auraflow,
+    "ernie_image": _ernie_image,
+    "prx": _prx,
+    "ideogram4": _ideogram4,
     "lumina2": _lumina2,
     "anyflow": _anyflow,
     "allegro": _allegro,

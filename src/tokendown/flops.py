@@ -39,7 +39,7 @@ def joint_attention_flops(
     The output projection is left out: where there is one, a patch does not change it.
 
     Args:
-        tokens: queries, image tokens and exact ones.
+        tokens: queries, image tokens and exact ones that have some.
         keys: kept keys, exact ones included; ``tokens`` where the layer is dense.
         projected: tokens that go through the key and the value projection.
         channels: width of the tokens.

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_DENOISERS = ("unet", "transformer", "transformer_2")  # Wan 2.2 has two
+# Wan 2.2 and Ideogram 4 have two.
+_DENOISERS = ("unet", "transformer", "transformer_2", "unconditional_transformer")
 
 
 class Patch:

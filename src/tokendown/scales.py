@@ -14,6 +14,8 @@ _SPATIAL = ("vae_scale_factor_spatial", "vae_spatial_compression_ratio", "vae_sp
 _TEMPORAL = ("vae_scale_factor_temporal", "vae_temporal_compression_ratio",
              "vae_temporal_scale_factor")  # fmt: skip
 CODERS = ("vae", "vqvae", "movq")
+# Places of a latent a side that a pipeline makes one of, before its denoiser sees a map of them.
+PACKED = {"ErnieImageTransformer2DModel": 2}
 
 
 def spatial_scale(pipe: Any) -> int:

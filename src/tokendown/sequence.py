@@ -122,6 +122,10 @@ class Sequence:
         """The same without the exact tokens around the boxes."""
         return Sequence(self.boxes, anchors=self.anchors)
 
+    def behind(self, count: int) -> Sequence:
+        """The same with so many more exact tokens before it."""
+        return replace(self, before=self.before + count)
+
     def with_anchors(self, scores: Tensor, count: int) -> Sequence:
         """The same with the highest scores of the first box that are not on its coarse grid.
 

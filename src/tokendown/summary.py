@@ -234,8 +234,9 @@ def layer_at(plan: Plan, layer: Layer, cost: Cost) -> LayerSummary:
         assert isinstance(plan, JointPlan)
         boxes = plan.boxes(layer, shapes=cost.plan.shapes)
         image, keys = joint_tokens(boxes, rule.anchors if rule else 0)
+        queries = seen.tokens if layer.text_asks else image
         before, after = (
-            seen.batch * _joint_flops(layer, seen.tokens, seen.tokens - image + kept)
+            seen.batch * _joint_flops(layer, queries, seen.tokens - image + kept)
             for kept in (image, keys)
         )
     else:
@@ -265,10 +266,10 @@ def _how(rule: Rule | None) -> str:
     return "cell averages" if rule is not None and rule.method == "mean" else ""
 
 
-def _joint_flops(layer: JointLayer, tokens: int, keys: int) -> int:
-    projected = keys if layer.selects_first else tokens
+def _joint_flops(layer: JointLayer, queries: int, keys: int) -> int:
+    projected = keys if layer.selects_first else queries
     return joint_attention_flops(
-        tokens, keys, projected, layer.channels, layer.inner_dim, layer.key_width
+        queries, keys, projected, layer.channels, layer.inner_dim, layer.key_width
     )
 
 

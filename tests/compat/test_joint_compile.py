@@ -19,9 +19,10 @@ KINDS = [
     "flux2", "z_image", "ltx", "cogvideox", "cogview4", "auraflow", "hunyuan_image",
     "anyflow", "motif_video", "lumina_next", "krea2", "flux3",
     "cosmos", "easyanimate", "consisid", "wan_animate", "hunyuan_dit", "kandinsky5",
+    "ltx2", "ltx23", "ernie_image", "ideogram4", "prx",
 ]  # fmt: skip
 # Positions as a tensor: a compiled model cannot read them.
-BY_VALUE = ("flux", "flux2", "flux3", "chroma", "krea2")
+BY_VALUE = ("flux", "flux2", "flux3", "chroma", "krea2", "ideogram4")
 
 
 @pytest.fixture(autouse=True)
@@ -86,7 +87,8 @@ def test_patching_and_removing_after_compilation(kind):
 @pytest.mark.parametrize(
     ("kind", "patched_first"),
     [("flux", True), ("flux", False), ("sd35", False), ("qwen_image", True), ("wan", False),
-     ("lumina2", True), ("hunyuan_video_15", True), ("hunyuan_video_15", False)],
+     ("lumina2", True), ("hunyuan_video_15", True), ("hunyuan_video_15", False),
+     ("glm_image", False)],
 )  # fmt: skip
 def test_repeated_blocks(kind, patched_first):
     model = getattr(tiny_transformers, kind)()

@@ -10,7 +10,9 @@ from joint_pipelines import (
     FILM,
     GUIDED,
     HUNYUAN,
+    LTX2,
     MASK,
+    MASKED,
     PATCH,
     TWO,
     WAN,
@@ -20,6 +22,7 @@ from joint_pipelines import (
     case,
     causal_vae,
     film_vae,
+    ltx2,
     picture,
     transformer,
 )
@@ -117,6 +120,46 @@ def test_ltx_with_conditions(frames):
         for image, at in zip(pictures, frames, strict=True)
     ]
     assert_follows(ltx)
+
+
+@pytest.mark.compat(
+    "LTX2Pipeline, LTX2ImageToVideoPipeline", note="with guidance; sound is left alone"
+)
+@pytest.mark.parametrize("kind", ["LTX2Pipeline", "LTX2ImageToVideoPipeline"])
+def test_ltx2(kind):
+    assert_follows(case(kind))
+
+
+@pytest.mark.compat(
+    "LTX2Pipeline: perturbed guidance", note="blocks that it names are dense in its passes"
+)
+def test_ltx2_with_perturbed_blocks():
+    pipe = ltx2("LTX2Pipeline", rope_type="split", gated_attn=True, perturbed_attn=True)
+    assert_follows(
+        Case("ltx2", pipe, FILM, MASKED, {**LTX2, "spatio_temporal_guidance_blocks": [1]})
+    )
+
+
+@pytest.mark.compat(
+    "LTX2ConditionPipeline, LTX2InContextPipeline, LTX2DFRPipeline",
+    note="later pictures, references and key frames are exact tokens",
+)
+@pytest.mark.parametrize(
+    "kind", ["LTX2ConditionPipeline", "LTX2InContextPipeline", "LTX2DFRPipeline"]
+)
+def test_ltx2_with_tokens_behind_the_video(kind):
+    assert_follows(case(kind))
+
+
+@pytest.mark.compat("LTX2Pipeline: step window", note="its copy of the scheduler is not followed")
+def test_ltx2_in_a_step_window():
+    """A step is three calls: guided, perturbed, and without the other stream."""
+    ltx, keys = case("LTX2Pipeline"), []
+    to_k = ltx.pipe.transformer.transformer_blocks[0].attn1.to_k
+    to_k.register_forward_pre_hook(lambda _, args: keys.append(args[0].shape[1]))
+    with apply_patch(ltx.pipe, **PATCH, start=0.5):
+        ltx.run()
+    assert keys == [144] * 3 + [3 * 12 + 3] * 3
 
 
 @pytest.mark.compat("CogVideoXPipeline, CogVideoXImageToVideoPipeline", note="with guidance")

@@ -5,7 +5,18 @@ from __future__ import annotations
 import pytest
 import torch
 
-from joint_pipelines import PATCH, SIZE, SMALL, TWO, Case, assert_follows, case, flux
+from joint_pipelines import (
+    PATCH,
+    SIZE,
+    SMALL,
+    TWO,
+    Case,
+    assert_follows,
+    case,
+    flux,
+    glm_image,
+    picture,
+)
 from tokendown import apply_patch, is_patched, remove_patch, summary
 
 
@@ -90,6 +101,41 @@ def test_hunyuan_image():
 @pytest.mark.compat("Lumina2Pipeline", note="with guidance")
 def test_lumina2():
     assert_follows(case("Lumina2Pipeline"))
+
+
+@pytest.mark.compat("ErnieImagePipeline", note="with guidance, texts of two lengths")
+def test_ernie_image():
+    assert_follows(case("ErnieImagePipeline"))
+
+
+@pytest.mark.compat(
+    "Ideogram4Pipeline", note="both transformers; padded text, noise for its text encoder"
+)
+def test_ideogram():
+    ideogram = case("Ideogram4Pipeline")
+    assert_follows(ideogram)
+    with apply_patch(ideogram.pipe, **PATCH) as patch:
+        assert patch.models == [ideogram.pipe.transformer, ideogram.pipe.unconditional_transformer]
+
+
+@pytest.mark.compat("PRXPipeline", note="with guidance, padded text")
+def test_prx():
+    assert_follows(case("PRXPipeline"))
+
+
+@pytest.mark.compat("GlmImagePipeline", note="with guidance")
+def test_glm_image():
+    assert_follows(case("GlmImagePipeline"))
+
+
+@pytest.mark.compat(
+    "GlmImagePipeline: pictures to edit", note="two; their cached keys are exact tokens"
+)
+def test_glm_image_edits():
+    tokens = {"prior_token_image_ids": [torch.arange(24 + 20) % 20]}
+    grids = {"source_image_grid_thw": [torch.tensor([[1, 4, 6], [1, 5, 4]])]}
+    pictures = [[picture(16, 24), picture(20, 16)]]
+    assert_follows(glm_image(**tokens, **grids, image=pictures))
 
 
 @pytest.mark.compat("HunyuanDiTPipeline", note="with guidance, two masked texts")

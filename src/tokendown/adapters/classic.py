@@ -36,6 +36,13 @@ def as_tokens(x: Tensor) -> Tensor:
     return x.flatten(2).transpose(1, 2) if x.ndim == 4 else x
 
 
+def lengths(layer: Layer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """Of the tokens that the norm before a layer is called with, [B, N]."""
+    x: Tensor = args[0] if args else next(iter(kwargs.values()))
+    found = vector_norm(as_tokens(x.detach()))
+    return found.T if layer.tokens_first else found
+
+
 class GridReader:
     """A forward pre-hook that notes (height, width) where a feature map is flattened.
 
@@ -98,10 +105,9 @@ class NormReader:
         self.layer = layer
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        tokens: Tensor = args[0] if args else next(iter(kwargs.values()))
         layer = self.layer
         if layer.active and layer.height and layer.factor(layer.grid) > 1:
-            layer.scores = vector_norm(as_tokens(tokens.detach()))
+            layer.scores = lengths(layer, args, kwargs)
 
 
 class FewerKeys(ForwardIntercept):

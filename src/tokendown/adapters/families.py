@@ -270,6 +270,9 @@ def _other_self_attention(model: nn.Module, taken: set[str]) -> dict[str, str]:
     for name, module in model.named_modules():
         if not (hasattr(module, "to_q") or hasattr(module, "to_query")) or name in taken:
             continue
+        if name.endswith(".audio_attn1"):  # LTX-2
+            found[name] = "its tokens are sound"
+            continue
         if name.rpartition(".")[0] in blocks:  # cross-attention beside it
             continue
         if getattr(module, "is_cross_attention", False):

@@ -94,17 +94,25 @@ def _as_list(image: Any) -> list[tuple[int, ...]]:
 
 
 class NumberGrid:
-    """Frames, height and width as arguments of the forward, in tokens.
+    """Frames, height and width as arguments of the forward.
 
     Args:
         arguments: their names.
+        patched: whether they are of the latent, of which the model makes a token a patch.
     """
 
-    def __init__(self, arguments: tuple[str, str, str] = ("num_frames", "height", "width")) -> None:
-        self.arguments = arguments
+    def __init__(
+        self,
+        arguments: tuple[str, str, str] = ("num_frames", "height", "width"),
+        patched: bool = False,
+    ) -> None:
+        self.arguments, self.patched = arguments, patched
 
     def __call__(self, config: Any, arguments: Mapping[str, Any]) -> Shapes:
         frames, height, width = (arguments[name] for name in self.arguments)
+        if self.patched:
+            frames = -(-frames // config.patch_size_t)
+            height, width = (-(-side // config.patch_size) for side in (height, width))
         return ((frames, height, width),)
 
 
@@ -178,6 +186,12 @@ def _gist_tokens(config: Any, lengths: list[int]) -> list[int]:
     return counts
 
 
+_ANOTHER_GRID = (
+    "the positions have another grid than the one that is known, and a compiled model cannot read "
+    "it: call patch.set_grid((height, width)) with the new size in tokens"
+)
+
+
 class IdGrid:
     """Positions of every token, [tokens, axes] or [batch, tokens, axes].
 
@@ -191,6 +205,10 @@ class IdGrid:
 
     def __init__(self, argument: str = "img_ids", references: str | None = None) -> None:
         self.argument, self.references = argument, references
+
+    def wanted(self, arguments: Mapping[str, Any]) -> bool:
+        """Whether a call tells its grid so."""
+        return arguments.get(self.argument) is not None
 
     def given(self, arguments: Mapping[str, Any]) -> tuple[Tensor, ...]:
         """The positions in a call, and those of references where these have an argument."""
@@ -224,11 +242,7 @@ class IdGrid:
                 f"the grid is {shapes}, {tokens} tokens, but {self.argument} has {ids.shape[0]}: "
                 "call patch.set_grid((height, width)) with the new size in tokens"
             )
-        torch._assert_async(
-            _fits(ids, shapes),
-            "the positions have another grid than the one that is known, and a compiled model "
-            "cannot read it: call patch.set_grid((height, width)) with the new size in tokens",
-        )
+        torch._assert_async(_fits(ids, shapes), _ANOTHER_GRID)
 
     def _of_one_image(self, ids: Tensor) -> Tensor:
         """[tokens, axes] on the CPU."""
@@ -256,6 +270,44 @@ class JoinedIdGrid(IdGrid):
     def check(self, ids: Tensor, shapes: Shapes) -> None:
         ((_, height, width),) = shapes
         super().check(ids[-height * width :], shapes)
+
+
+class OffsetIdGrid(IdGrid):
+    """Ideogram 4: positions of padding, text, and one picture behind them, [batch, tokens, 3].
+
+    Args:
+        argument: of the model's forward.
+        offset: where those of the picture begin; all others are smaller.
+    """
+
+    def __init__(self, argument: str = "position_ids", offset: int = 65536) -> None:
+        super().__init__(argument)
+        self.offset = offset
+
+    def read(self, ids: Tensor) -> Shapes:
+        """The picture.
+
+        Raises:
+            GridError: it is not one row-major grid at the end, or the batch has several layouts.
+        """
+        ids = ids.detach().cpu()
+        pictured = ids[..., 0] >= self.offset
+        tokens = int(pictured[0].sum())
+        first = ids.shape[1] - tokens
+        at_the_end = bool(pictured[:, first:].all()) and not bool(pictured[:, :first].any())
+        shapes = super().read(ids[:, first:]) if tokens and at_the_end else ()
+        if len(shapes) != 1 or bool((ids[0, first :: shapes[0][2], 1].diff() < 1).any()):
+            raise GridError(
+                f"expected one picture at the end of {self.argument}, as diffusers' pipeline has "
+                "it; several samples in one sequence are not supported"
+            )
+        return shapes
+
+    def check(self, ids: Tensor, shapes: Shapes) -> None:
+        ((_, height, width),) = shapes
+        super().check(ids[:, -height * width :], shapes)
+        first = ids[0, -height * width]
+        torch._assert_async((first == self.offset).all(), _ANOTHER_GRID)
 
 
 class CoordinateGrid(IdGrid):
@@ -289,6 +341,53 @@ class CoordinateGrid(IdGrid):
         ((frames, height, width),) = shapes
         tokens = frames * height * width
         super().check(ids[0].T[-tokens:], ((1, height, width),) * frames)
+
+
+class IntervalGrid(IdGrid):
+    """LTX-2: where a token starts and ends in time, height and width, [batch, 3, tokens, 2].
+
+    The video comes first. In it a frame, a row or a token starts where the one before ends, which
+    frames of conditions behind it do not: they are exact tokens. Calls that tell numbers as well
+    mean the same by them, and numbers cost nothing to read.
+
+    Args:
+        argument: of the model's forward.
+        number: another argument, that of the frames.
+    """
+
+    def __init__(self, argument: str, number: str = "num_frames") -> None:
+        super().__init__(argument)
+        self.number = number
+
+    def wanted(self, arguments: Mapping[str, Any]) -> bool:
+        return super().wanted(arguments) and arguments.get(self.number) is None
+
+    def read(self, ids: Tensor) -> Shapes:
+        """The video.
+
+        Raises:
+            GridError: a frame is not a row-major grid, or the batch has several layouts.
+        """
+        values = self._of_one_image(ids.transpose(1, 2).flatten(2)).unflatten(1, (3, 2))
+        width = _run(values[:, 2])
+        height = _run(values[::width, 1])
+        frames = _run(values[:: width * height, 0])
+        video = values[: frames * height * width, :, 0]
+        shapes = ((1, height, width),) * frames
+        if len(video) != frames * height * width or not bool(_fits(video, shapes)):
+            raise GridError(f"the positions in {self.argument} are not those of row-major grids")
+        return ((frames, height, width),)
+
+    def check(self, ids: Tensor, shapes: Shapes) -> None:
+        ((frames, height, width),) = shapes
+        tokens = frames * height * width
+        super().check(ids[0, :, :tokens, 0].T, ((1, height, width),) * frames)
+
+
+def _run(intervals: Tensor) -> int:
+    """How many of [n, 2], from the first on, start where the one before ends."""
+    breaks = (intervals[1:, 0] != intervals[:-1, 1]).nonzero()
+    return int(breaks[0]) + 1 if len(breaks) else len(intervals)
 
 
 def _changes(values: Tensor) -> list[int]:

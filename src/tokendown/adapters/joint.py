@@ -36,14 +36,18 @@ class JointLayer(Layer):
     Args:
         text_first: whether exact tokens come before the image tokens in the joint sequence.
         rotary: name of the argument with the rotary positions, or None.
+        rotary_inside: its name in the processor, where that is another one.
         selects_first: whether keys and values have projections of their own.
         references: whether reference pictures are in its sequence, where there are any.
+        text_asks: whether exact tokens have queries, not keys alone.
     """
 
     text_first: bool = False
     rotary: str | None = None
+    rotary_inside: str | None = None
     selects_first: bool = True
     references: bool = True
+    text_asks: bool = True
 
 
 @dataclass(eq=False)
@@ -246,6 +250,8 @@ class JointAttention(ForwardIntercept):
         processor = self.owner.processor
         if type(processor) is not self.kind:
             self.bind(type(processor))
+        if self.layer.rotary and self.layer.rotary_inside:
+            named = {**named, self.layer.rotary_inside: named.get(self.layer.rotary)}
         if self.accepted is not None:
             named = {name: value for name, value in named.items() if name in self.accepted}
         outer = current.call
@@ -270,7 +276,7 @@ class JointKeys(JointAttention):
         scores, self.layer.scores = self.layer.scores, None
         sequence = None
         named = self.named(args, kwargs)
-        if self.layer.active and why_dense(self.owner) is None:
+        if self.layer.active and why_dense(self.owner) is None and not needs_all(named):
             sequence = self._sequence(named, scores)
         if sequence is None:
             return MethodType(self.function, self.owner)(*args, **kwargs)
@@ -294,7 +300,26 @@ class JointKeys(JointAttention):
         assert self.layer.rule is not None, "installed on layers with a rule only"
         rotated = self.layer.rotary is not None and named.get(self.layer.rotary) is not None
         view = View(self.owner, sequence, spread=rotated and not self.rotates_kept)
-        return self.process_as(view, named, Call(sequence, self.layer.rule.multiplicity))
+        keys = sequence.behind(cached(named))
+        return self.process_as(view, named, Call(keys, self.layer.rule.multiplicity))
+
+
+def needs_all(named: dict[str, Any]) -> bool:
+    """Whether a call needs keys and values of all tokens.
+
+    Guidance of LTX-2 puts values in place of attention, GLM-Image stores those of pictures to edit.
+    """
+    if named.get("perturbation_mask") is not None or named.get("all_perturbed"):
+        return True
+    return getattr(named.get("kv_cache"), "mode", None) == "write"
+
+
+def cached(named: dict[str, Any]) -> int:
+    """How many keys of other pictures GLM-Image's processor puts before those of its tokens."""
+    cache = named.get("kv_cache")
+    if cache is None or cache.mode != "read" or not cache.k_caches:
+        return 0
+    return int(cache.k_caches[0].shape[1])
 
 
 def check(name: str, attention: Any) -> None:

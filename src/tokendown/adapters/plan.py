@@ -34,6 +34,7 @@ class Layer:
         clock: when it is coarse, and which tokens it keeps; None means the same at all steps.
         height, width: its grid in the latest forward pass; 0 before the first.
         scores: [batch, tokens], on their way from the block's norm to its attention; else None.
+        tokens_first: whether that norm is given [tokens, batch, channels].
     """
 
     name: str
@@ -48,6 +49,7 @@ class Layer:
     height: int = 0
     width: int = 0
     scores: Tensor | None = None
+    tokens_first: bool = False
 
     @property
     def inner_dim(self) -> int:

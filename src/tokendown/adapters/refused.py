@@ -17,8 +17,6 @@ _RENAMED = (
 )
 _BY_VALUE = "it chooses tokens or experts by value, so that its cost is not known without weights"
 _CAUSAL = "its text sees text alone: one processor makes two attention calls, over other sequences"
-_TOKENS_FIRST = "its norms are given [tokens, batch], where no anchors can be found yet"
-_PACKED = "it packs several samples into one sequence, told apart by values"
 _KEYS_OF_TWO_KINDS = (
     "image tokens and text are one tensor of keys before attention is called, but the queries are "
     "image tokens alone: neither way of patching describes that"
@@ -63,20 +61,15 @@ REFUSED: dict[str, str] = {
     "AnyFlowFARTransformer3DModel": _CACHE,
     "QwenImage21Transformer2DModel": _CACHE,
     "WanAnimate2Transformer3DModel": _CACHE,
-    "GlmImageTransformer2DModel": _CACHE,
+    "SanaWMLTX2RefinerTransformer3DModel": _CACHE,
     "Kandinsky6Transformer3DModel": _RENAMED,
-    "PRXTransformer2DModel": _NAMES,
     "JoyImageEditTransformer3DModel": _NAMES,
     "StableCascadeUNet": _KEYS_OF_TWO_KINDS,
     "HiDreamImageTransformer2DModel": _BY_VALUE,
     "NucleusMoEImageTransformer2DModel": _BY_VALUE,
     "Cosmos3OmniTransformer": _CAUSAL,
-    "ErnieImageTransformer2DModel": _TOKENS_FIRST,
-    "Ideogram4Transformer2DModel": _PACKED,
     "MiniMaxH3Transformer3DModel": _STREAMS,
     "Kandinsky6SRTransformer3DModel": _BLOCK_MASK,
-    "LTX2VideoTransformer3DModel": _STREAMS,
-    "SanaWMLTX2RefinerTransformer3DModel": _STREAMS,
     "HunyuanVideoFramepackTransformer3DModel": _HISTORY,
     "HeliosTransformer3DModel": _HISTORY,
     "JoyImageEditPlusTransformer3DModel": _HISTORY,

@@ -17,15 +17,13 @@ from torch import Tensor
 from ..sequence import Sequence
 from .dispatch import current
 
-_PREFIX = "apply_rotary_emb"
-
 
 def rotations(names: dict[str, Any]) -> dict[str, Callable[..., Tensor]]:
     """Stand-ins for the rotary functions among the globals of a module, by name."""
     return {
         name: _for_kept_keys(function)
         for name, function in names.items()
-        if name.startswith(_PREFIX) and callable(function)
+        if _rotates(name) and callable(function)
     }
 
 
@@ -33,7 +31,12 @@ def in_reach(kind: type) -> bool:
     """Whether processors of a class rotate by a function among the globals of their module."""
     call: Any = kind.__call__
     names = call.__code__.co_names
-    return any(name.startswith(_PREFIX) and name in call.__globals__ for name in names)
+    return any(_rotates(name) and name in call.__globals__ for name in names)
+
+
+def _rotates(name: str) -> bool:
+    """Whether a function is one of those by its name: ``apply_split_rotary_emb``, for example."""
+    return name.startswith("apply_") and "rotary_emb" in name
 
 
 def _for_kept_keys(function: Callable[..., Tensor]) -> Callable[..., Tensor]:

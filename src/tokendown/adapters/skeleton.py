@@ -26,29 +26,35 @@ def build_on_meta(kind: Any, config: Any) -> nn.Module:
     """A diffusers model class with a configuration, on the meta device."""
     with torch.device("meta"):
         skeleton: nn.Module = kind.from_config(config)
-        rope: Any = getattr(skeleton, "rope", None)
-        if type(rope).__name__ == "OmniGenSuScaledRotaryEmbedding":
-            skeleton.rope = _RotaryTable(rope.dim)
+        for name, module in list(skeleton.named_children()):
+            if type(module).__name__ in _NEED_VALUES:
+                setattr(skeleton, name, _OnCpu(module))
     # Some position tables are made by numpy and land on the CPU. Without gradients, because torch's
     # counter fails on a part of a parameter (Bria FIBO 2) where gradients are off but asked for.
     return skeleton.to("meta").eval().requires_grad_(False)
 
 
-class _RotaryTable(nn.Module):
-    """In place of OmniGen's, which needs values and autocast: the meta device has neither.
+class _OnCpu(nn.Module):
+    """Runs a module with zeros on the CPU: it needs values or autocast, which meta does not have.
 
     Args:
-        size: channels of a head.
+        module: given tensors by position, returns one or several of them.
     """
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, module: nn.Module) -> None:
         super().__init__()
-        self.size = size
+        self.hidden = (module.to_empty(device="cpu"),)  # as a child it would be moved
 
-    def forward(self, hidden_states: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosines and sines, [tokens, size]."""
-        table = hidden_states.new_zeros(position_ids.shape[-1], self.size)
-        return table, table
+    def forward(self, *args: Tensor) -> Any:
+        zeros = (torch.zeros((), dtype=x.dtype, device="cpu").expand(x.shape) for x in args)
+        found = self.hidden[0](*zeros)
+        if isinstance(found, Tensor):
+            return found.to("meta")
+        return tuple(part.to("meta") for part in found)
+
+
+# Classes of tables of positions that have to run there.
+_NEED_VALUES = ("OmniGenSuScaledRotaryEmbedding", "ErnieImageEmbedND3", "Ideogram4MRoPE")
 
 
 @dataclass(frozen=True)

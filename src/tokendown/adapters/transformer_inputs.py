@@ -21,10 +21,16 @@ HUNYUAN_15_TOKENS = (1000, 256, 729)  # of Qwen, of ByT5, and of SigLIP for the 
 HUNYUAN_15_FRAMES = KANDINSKY_FRAMES = 31  # latent frames of 121 frames
 LTX_TOKENS = 128
 LTX_FRAMES = 21  # latent frames of 161 frames
+LTX2_TOKENS = 1024  # the pipeline's default, filled up by the connectors
+LTX2_FRAMES = 16  # latent frames of 121 frames
+LTX2_RATE = 24.0  # frames a second
 COGVIDEOX_FRAMES = 13  # latent frames of 49 frames
 COGVIEW_TOKENS = 224
+GLM_TOKENS = 64  # of the words that are to be written into a picture, in bytes
 ALLEGRO_FRAMES = 22  # latent frames of 88 frames
 MOTIF_FRAMES = 31  # latent frames of 121 frames
+IDEOGRAM_TOKENS = 2048  # padded to what the pipeline takes at most
+IDEOGRAM_OFFSET = 65536  # where positions of the picture begin
 VISION_TOKENS = 577  # of EVA-CLIP at 336 pixels, a class token first
 
 
@@ -286,6 +292,33 @@ def _ltx(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, Any]:
     }
 
 
+def _ltx2(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, Any]:
+    frames = zeros.asked or LTX2_FRAMES
+    in_time, side = config.patch_size_t, config.patch_size
+    tokens = -(-frames // in_time) * -(-height // side) * -(-width // side)
+    steps = config.audio_sampling_rate / (config.audio_hop_length * config.audio_scale_factor)
+    sound = round(((frames - 1) * config.vae_scale_factors[0] + 1) / LTX2_RATE * steps)
+    texts = (config.cross_attention_dim, config.audio_cross_attention_dim)
+    if config.use_prompt_embeddings:
+        texts = (config.caption_channels, config.caption_channels)
+    return {
+        "hidden_states": zeros(tokens, config.in_channels),
+        "audio_hidden_states": zeros(
+            -(-sound // config.audio_patch_size_t), config.audio_in_channels
+        ),
+        "encoder_hidden_states": zeros(LTX2_TOKENS, texts[0]),
+        "audio_encoder_hidden_states": zeros(LTX2_TOKENS, texts[1]),
+        "timestep": zeros(),
+        "sigma": zeros(),
+        "encoder_attention_mask": zeros(LTX2_TOKENS),
+        "audio_encoder_attention_mask": zeros(LTX2_TOKENS),
+        "num_frames": frames,
+        "height": height,
+        "width": width,
+        "audio_num_frames": sound,
+    }
+
+
 def _cogvideox(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, Any]:
     frames = zeros.asked or COGVIDEOX_FRAMES
     inputs = {
@@ -370,11 +403,57 @@ def _cogview(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, An
     }
 
 
+def _glm_image(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, Any]:
+    tokens = (height // config.patch_size) * (width // config.patch_size)
+    return {
+        "hidden_states": zeros(config.in_channels, height, width),
+        "encoder_hidden_states": zeros(GLM_TOKENS, config.text_embed_dim),
+        "prior_token_id": zeros.integers(tokens),
+        # none of them: a mask would have to be read
+        "prior_token_drop": zeros.integers(0)[0],
+        "timestep": zeros(),
+        "target_size": zeros(2),
+        "crop_coords": zeros(2),
+    }
+
+
 def _auraflow(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, Any]:
     return {
         "hidden_states": zeros(config.in_channels, height, width),
         "encoder_hidden_states": zeros(HUNYUAN_TOKENS, config.joint_attention_dim),
         "timestep": zeros(),
+    }
+
+
+def _ideogram4(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, Any]:
+    image = _places(zeros, height // 2, width // 2, 3) + IDEOGRAM_OFFSET
+    tokens = IDEOGRAM_TOKENS + len(image)
+    places = torch.cat([zeros(IDEOGRAM_TOKENS, 3)[0], image]).long()
+    return {
+        "hidden_states": zeros(tokens, config.in_channels),
+        "timestep": zeros(),
+        "encoder_hidden_states": zeros(tokens, config.llm_features_dim),
+        "position_ids": places.expand(zeros.batch, -1, -1),
+        "segment_ids": zeros.integers(tokens),
+        "indicator": zeros.integers(tokens),
+    }
+
+
+def _prx(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, Any]:
+    return {
+        "hidden_states": zeros(config.in_channels, height, width),
+        "timestep": zeros(),
+        "encoder_hidden_states": zeros(HUNYUAN_TOKENS, config.context_in_dim),
+        "attention_mask": zeros.mask(HUNYUAN_TOKENS),
+    }
+
+
+def _ernie_image(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, Any]:
+    return {
+        "hidden_states": zeros(config.in_channels, height, width),
+        "timestep": zeros(),
+        "text_bth": zeros(HUNYUAN_TOKENS, config.text_in_dim),
+        "text_lens": zeros.integers() + HUNYUAN_TOKENS,
     }
 
 
@@ -446,6 +525,7 @@ PACKED = {
     "BriaFiboTransformer2DModel",
     "Krea2Transformer2DModel",
     "Flux3Transformer2DModel",
+    "Ideogram4Transformer2DModel",
 }
 TRANSFORMERS: dict[str, Maker] = {
     "PixArtTransformer2DModel": _pixart,
@@ -481,6 +561,7 @@ TRANSFORMERS: dict[str, Maker] = {
     "AnyFlowTransformer3DModel": _anyflow,
     "ZImageTransformer2DModel": _z_image,
     "LTXVideoTransformer3DModel": _ltx,
+    "LTX2VideoTransformer3DModel": _ltx2,
     "CogVideoXTransformer3DModel": _cogvideox,
     "ConsisIDTransformer3DModel": _consisid,
     "EasyAnimateTransformer3DModel": _easyanimate,
@@ -489,7 +570,11 @@ TRANSFORMERS: dict[str, Maker] = {
     "AllegroTransformer3DModel": _allegro,
     "CogView3PlusTransformer2DModel": _cogview,
     "CogView4Transformer2DModel": _cogview,
+    "GlmImageTransformer2DModel": _glm_image,
     "AuraFlowTransformer2DModel": _auraflow,
+    "Ideogram4Transformer2DModel": _ideogram4,
+    "PRXTransformer2DModel": _prx,
+    "ErnieImageTransformer2DModel": _ernie_image,
     "Lumina2Transformer2DModel": _lumina2,
     "LuminaNextDiT2DModel": _lumina_next,
     "OmniGenTransformer2DModel": _omnigen,

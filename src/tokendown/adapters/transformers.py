@@ -27,10 +27,12 @@ from .grids import (
     GistGrid,
     GridSource,
     IdGrid,
+    IntervalGrid,
     JoinedIdGrid,
     LatentGrid,
     ListGrid,
     NumberGrid,
+    OffsetIdGrid,
     ShapeGrid,
 )
 from .joint import JointKeys, JointLayer, JointPlan, check
@@ -49,6 +51,9 @@ class Blocks:
         text_first: whether text comes before the image tokens in the keys.
         rotary: argument of the attention module with the rotary positions, or None.
         references: whether reference pictures are in its sequence, where there are any.
+        rotary_inside: what the processor calls those positions, where it is another name.
+        tokens_first: whether the norm is given [tokens, batch, channels].
+        text_asks: whether text has queries, not keys alone.
     """
 
     path: str
@@ -57,6 +62,9 @@ class Blocks:
     text_first: bool = True
     rotary: str | None = "image_rotary_emb"
     references: bool = True
+    rotary_inside: str | None = None
+    tokens_first: bool = False
+    text_asks: bool = True
 
 
 @dataclass(frozen=True)
@@ -67,7 +75,7 @@ class Adapter:
         grid: tells (frames, height, width) in tokens, of the picture or video first, then of
             reference pictures: from the model's configuration and the arguments of its forward.
         blocks: lists of blocks with self-attention over these tokens.
-        positions: read instead of the grid by calls that are given this argument, or None.
+        positions: read instead of the grid in calls that tell it so, or None.
     """
 
     grid: GridSource | IdGrid
@@ -76,7 +84,7 @@ class Adapter:
 
     def source(self, arguments: Mapping[str, Any]) -> GridSource | IdGrid:
         """What tells the grid in a call with these arguments."""
-        if self.positions is not None and arguments.get(self.positions.argument) is not None:
+        if self.positions is not None and self.positions.wanted(arguments):
             return self.positions
         return self.grid
 
@@ -164,6 +172,11 @@ ADAPTERS: dict[str, Adapter] = {
         (Blocks("transformer_blocks", "attn1"),),
         positions=CoordinateGrid("video_coords"),
     ),
+    "LTX2VideoTransformer3DModel": Adapter(  # its sound has attention of its own
+        NumberGrid(patched=True),
+        (Blocks("transformer_blocks", "attn1", text_first=False, rotary="query_rotary_emb"),),
+        positions=IntervalGrid("video_coords"),
+    ),
     "CogVideoXTransformer3DModel": Adapter(
         LatentGrid(frames=-4, temporal="patch_size_t"), (Blocks("transformer_blocks", "attn1"),)
     ),
@@ -186,6 +199,7 @@ ADAPTERS: dict[str, Adapter] = {
         LatentGrid(), (Blocks("transformer_blocks", "attn1"),)
     ),
     "CogView4Transformer2DModel": Adapter(LatentGrid(), (Blocks("transformer_blocks", "attn1"),)),
+    "GlmImageTransformer2DModel": Adapter(LatentGrid(), (Blocks("transformer_blocks", "attn1"),)),
     "AuraFlowTransformer2DModel": Adapter(
         LatentGrid(),
         (
@@ -196,11 +210,30 @@ ADAPTERS: dict[str, Adapter] = {
     "Krea2Transformer2DModel": Adapter(
         JoinedIdGrid("position_ids"), (Blocks("transformer_blocks"),)
     ),
+    "Ideogram4Transformer2DModel": Adapter(
+        OffsetIdGrid(), (Blocks("layers", "attention", "attention_norm1"),)
+    ),
+    "PRXTransformer2DModel": Adapter(
+        LatentGrid(), (Blocks("blocks", "attention", "img_pre_norm", text_asks=False),)
+    ),
     "BriaFibo2Transformer2DModel": Adapter(
         GistGrid(),
         (
             Blocks("noise_refiner", "attention", "attention_norm1", rotary="freqs_cis"),
             Blocks("layers", "attention", "attention_norm1", rotary="freqs_cis"),
+        ),
+    ),
+    "ErnieImageTransformer2DModel": Adapter(
+        LatentGrid(),
+        (
+            Blocks(
+                "layers",
+                "self_attention",
+                "adaLN_sa_ln",
+                text_first=False,
+                rotary_inside="freqs_cis",
+                tokens_first=True,
+            ),
         ),
     ),
     "ZImageTransformer2DModel": Adapter(
@@ -330,7 +363,10 @@ def make_plan(model: nn.Module, adapter: Adapter, config: Options | None) -> Joi
                 reason=why_dense(attention) or "",
                 text_first=blocks.text_first,
                 rotary=blocks.rotary,
+                rotary_inside=blocks.rotary_inside,
                 references=blocks.references,
+                tokens_first=blocks.tokens_first,
+                text_asks=blocks.text_asks,
                 selects_first=key is not None,
                 key_width=_inner_dim(attention) if key is None else key.out_features,
             )

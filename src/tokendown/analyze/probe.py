@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .._errors import ConfigError, UnsupportedModelError
 from ..adapters import families
-from ..adapters.classic import as_tokens, key_source
+from ..adapters.classic import key_source, lengths
 from ..adapters.joint import JointLayer, JointPlan, check
 from ..adapters.plan import Layer
 from ..attention import vector_norm
@@ -67,8 +67,7 @@ class LayerProbe:
         return [x for x, n in kept.items() if LEAST_KEYS <= n < self.box.tokens - x.anchors]
 
     def note_scores(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        tokens = args[0] if args else next(iter(kwargs.values()))
-        self.scores = vector_norm(as_tokens(tokens))
+        self.scores = lengths(self.layer, args, kwargs)
 
     @torch.no_grad()
     def before_classic(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -85,9 +85,12 @@ class JointCall(Call):
         sequence, count = self.sequence, self.sequence.image_tokens
         before, total = sequence.before, sequence.tokens
         image = sample_queries(count, queries)
-        text = torch.cat([torch.arange(before), torch.arange(before + count, total)])
-        text = text[sample_queries(len(text), -(-len(text) * len(image) // count))]
-        rows = torch.cat([image + before, text]).to(query.device)
+        if query.shape[2] == total:
+            text = torch.cat([torch.arange(before), torch.arange(before + count, total)])
+            text = text[sample_queries(len(text), -(-len(text) * len(image) // count))]
+            rows = torch.cat([image + before, text]).to(query.device)
+        else:  # text has keys alone
+            rows = image.to(query.device)
         self.dtype, self.image_queries = query.dtype, len(image)
         self.query = _precise(query[:, :, rows])
         times = query.shape[1] // key.shape[1]

@@ -9,7 +9,7 @@ from typing import Any
 
 from .._errors import LoadError
 from ..adapters.skeleton import build_on_meta
-from ..scales import CODERS, scales_of_vae
+from ..scales import CODERS, PACKED, scales_of_vae
 from . import builtin
 from .sources import first_line, kind_of, need_diffusers
 
@@ -40,7 +40,9 @@ def load_skeleton(model: str = builtin.NAME) -> tuple[Any, int | None]:
     for name in ("unet", "transformer", None):
         settings = _config(source, kind, name)
         if settings is not None:
-            return _on_meta(settings, model), _spatial_scale(source, kind) if name else None
+            scale = _spatial_scale(source, kind) if name else None
+            packed = PACKED.get(str(settings.get("_class_name")), 1)
+            return _on_meta(settings, model), scale and scale * packed
     where = "unet/config.json or transformer/config.json"
     raise LoadError(f"no {where} in {model}")
 
