@@ -39,6 +39,7 @@ from tokendown.bench.backends import CHOICES, DEFAULT, attention_backend
 from tokendown.bench.machine import hardware, software, threads
 from tokendown.bench.measure import measure
 from tokendown.bench.shapes import SHAPES
+from tokendown.multiplicity import bias_of
 
 WARMUP = 3
 FRAMES = 3  # latent frames of a video: 9 frames
@@ -155,7 +156,7 @@ def kept_of(case: Case) -> Kept:
         rows = [x if dim else x[None] for x in table]
         rows = [sequence.take(x, 1) for x in rows]
         table = (table, [x if dim else x[0] for x in rows])
-    return Kept(tokens, table, sequence.bias(hidden))
+    return Kept(tokens, table, bias_of(sequence.runs(), hidden))
 
 
 def rotate(x: Tensor, table: Any) -> Tensor:

@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from tokendown.grid import Grid
+from tokendown.multiplicity import bias_of
 from tokendown.select import Selection, select, select_tokens
 
 TOKENS = 1024  # only the layers with a 32 x 32 grid are patched, the smaller ones stay dense
@@ -143,7 +144,7 @@ class KeptKeys:
             key, value = key.flip(-2), value.flip(-2)
         method = "mean" if setting.phase == "mean" else "nearest"
         kept = Selection(site.grid, setting.factor, method, self._anchors(site, query, key, method))
-        bias = kept.bias(query) if setting.bias else None
+        bias = bias_of(kept.runs(), query) if setting.bias else None
         mask = None if bias is None else bias.view(1, 1, 1, -1)
         return functional.scaled_dot_product_attention(
             query, kept.take(key), kept.take(value), attn_mask=mask

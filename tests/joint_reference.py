@@ -265,7 +265,7 @@ class Joint:
                 torch.cat(parts, 1) for parts in zip(others, (query, key, value), strict=True)
             )
             bias = torch.cat([bias.new_zeros(bias.shape[0], length), bias], 1)
-        if kv_cache is not None and kv_cache.mode == "read":
+        if getattr(kv_cache, "mode", None) == "read":  # GLM-Image
             own = key.shape[1]
             key, value = kv_cache.get(key, value)
             bias = torch.cat([bias.new_zeros(bias.shape[0], key.shape[1] - own), bias], 1)

@@ -316,8 +316,8 @@ def needs_all(named: dict[str, Any]) -> bool:
 
 def cached(named: dict[str, Any]) -> int:
     """How many keys of other pictures GLM-Image's processor puts before those of its tokens."""
-    cache = named.get("kv_cache")
-    if cache is None or cache.mode != "read" or not cache.k_caches:
+    cache: Any = named.get("kv_cache")
+    if getattr(cache, "mode", None) != "read" or not cache.k_caches:
         return 0
     return int(cache.k_caches[0].shape[1])
 
