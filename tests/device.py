@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import attention_backend
 from torch import Tensor
 
-from tokendown import multiplicity
+from tokendown import apply_patch, multiplicity
 
 DEVICE = torch.device(os.environ.get("TOKENDOWN_TEST_DEVICE", "cuda"))
 ON_CUDA = DEVICE.type == "cuda"
@@ -54,6 +55,21 @@ def two_calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(multiplicity, "_KERNELS", kernels)
     monkeypatch.setattr(multiplicity, "_WORTH_MERGING", 0)
     return calls
+
+
+def check_two_calls(
+    run: Callable[[], Tensor], model: Any, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a patched model computes in two calls is what it computes with a bias."""
+    with apply_patch(model, factor=4, anchors=3, multiplicity=False):
+        uncounted = run()
+    with apply_patch(model, factor=4, anchors=3):
+        want = run()
+        calls = two_calls(monkeypatch)
+        with attention_backend(backend):
+            got = run()
+    assert len(calls) >= 2
+    assert distance(got, want) < distance(uncounted, want) / 4
 
 
 def distance(got: Tensor, want: Tensor) -> float:

@@ -16,7 +16,17 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import reference
 import tiny
-from device import DEVICE, distance, moved, needs_cuda, needs_device, peak, two_calls, waits
+from device import (
+    DEVICE,
+    check_two_calls,
+    distance,
+    moved,
+    needs_cuda,
+    needs_device,
+    peak,
+    two_calls,
+    waits,
+)
 from test_cli import pixels, run
 from tokendown import apply_patch, attend, is_patched, pictures, remove_patch
 from tokendown.bench.cells import read_cells
@@ -177,15 +187,7 @@ def test_a_chosen_backend_on_a_unet(backend):
 def test_two_calls_on_a_unet(backend, monkeypatch):
     model = wide_unet().to(DEVICE, torch.float16)
     call = latents_of(model, dtype=torch.float16)
-    with apply_patch(model, factor=4, anchors=3, multiplicity=False):
-        uncounted = output(model, call)
-    with apply_patch(model, factor=4, anchors=3):
-        want = output(model, call)
-        calls = two_calls(monkeypatch)
-        with attention_backend(backend):
-            got = output(model, call)
-    assert len(calls) >= 2
-    assert distance(got, want) < distance(uncounted, want) / 4
+    check_two_calls(lambda: output(model, call), model, backend, monkeypatch)
 
 
 @needs_cuda

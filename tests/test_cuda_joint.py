@@ -7,13 +7,12 @@ from collections import Counter
 
 import pytest
 import torch
-from diffusers import attention_backend
 from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 
 import joint_reference
 import tiny
 import tiny_transformers
-from device import DEVICE, distance, moved, needs_cuda, needs_device, two_calls, waits
+from device import DEVICE, check_two_calls, distance, moved, needs_cuda, needs_device, waits
 from joint_reference import Want
 from tokendown import apply_patch, remove_patch
 
@@ -124,15 +123,7 @@ def test_every_backend_weighs_the_kept_keys(kind, backend, jitter):
 def test_two_calls_weigh_as_a_bias_does(kind, backend, monkeypatch):
     model = getattr(tiny_transformers, kind)(**WIDE[kind]).to(DEVICE, torch.float16)
     call = moved(tiny_transformers.inputs(kind, model, *SIZE))
-    with apply_patch(model, factor=4, anchors=3, multiplicity=False):
-        uncounted = output(model, call)
-    with apply_patch(model, factor=4, anchors=3):
-        want = output(model, call)
-        calls = two_calls(monkeypatch)
-        with attention_backend(backend):
-            got = output(model, call)
-    assert len(calls) >= 2
-    assert distance(got, want) < distance(uncounted, want) / 4
+    check_two_calls(lambda: output(model, call), model, backend, monkeypatch)
 
 
 @needs_cuda

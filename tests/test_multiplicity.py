@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 import tiny
 import tiny_transformers
 from tokendown import Grid, apply_patch, attend, multiplicity
-from tokendown.adapters import dispatch
 from tokendown.multiplicity import bias_of, merged, weighed
 
 RUNS = st.lists(st.tuples(st.integers(0, 5), st.sampled_from((1, 9))), min_size=2, max_size=5)
@@ -63,8 +62,7 @@ def two_calls(monkeypatch):
         calls.append(inputs[0].shape)
         return told(*inputs)
 
-    for module in (multiplicity, dispatch):
-        monkeypatch.setattr(module, "kernel_for", lambda *_: kernel)
+    monkeypatch.setattr(multiplicity, "kernel_for", lambda *_: kernel)
     monkeypatch.setattr(multiplicity, "_WORTH_MERGING", 0)
     return calls
 

@@ -8,7 +8,7 @@ m exp(L), so that a sigmoid of the difference of L + log m merges the two.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from math import log
 
 import torch
@@ -25,14 +25,19 @@ Kernel = Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor]]
 _WORTH_MERGING = 2**29
 
 
+def uneven(runs: Runs) -> bool:
+    """Whether some keys count more than others; a constant m cancels in the softmax."""
+    return len({m for count, m in runs if count}) > 1
+
+
 def bias_of(runs: Runs, like: Tensor) -> Tensor | None:
-    """log m of every key, [keys], or None where m is constant and cancels in the softmax.
+    """log m of every key, [keys], or None where they all count the same.
 
     Args:
         runs: of the keys.
         like: gives device and dtype.
     """
-    if len({m for count, m in runs if count}) < 2:
+    if not uneven(runs):
         return None
     return torch.cat([like.new_full((count,), log(m)) for count, m in runs if count])
 
@@ -59,9 +64,9 @@ def weighed(
     Returns:
         [B, heads, queries, d]
     """
-    kernel = None if enable_gqa else kernel_for(query, key, value)
-    if kernel is not None and worth_merging(query, runs):
-        return merged(query, key, value, runs, kernel, scale=scale)
+    out = in_two_calls(query, key, value, runs, scale=scale)
+    if out is not None:
+        return out
     bias = bias_of(runs, query)
     return functional.scaled_dot_product_attention(
         query,
@@ -73,10 +78,33 @@ def weighed(
     )
 
 
-def worth_merging(query: Tensor, runs: Runs) -> bool:
-    """Whether there are two multiplicities, and so many logits that a bias takes its time."""
-    logits = query.shape[:-1].numel() * sum(count for count, _ in runs)
-    return len({m for count, m in runs if count}) == 2 and logits >= _WORTH_MERGING
+def in_two_calls(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    runs: Runs,
+    *,
+    scale: float | None = None,
+    kernel: str | None = None,
+) -> Tensor | None:
+    """The same as ``weighed``, without a bias.
+
+    Args:
+        query: [B, heads, queries, d].
+        key: [B, heads, keys, d].
+        value: [B, heads, keys, d].
+        runs: of the keys.
+        scale: of the logits; None means 1 / sqrt(d).
+        kernel: its name, see ``kernel_for``.
+
+    Returns:
+        [B, heads, queries, d], or None where a bias costs less, or no kernel can do it.
+    """
+    logits = query.shape[:-1].numel() * key.shape[2]
+    if len(_by_multiplicity(runs)) != 2 or logits < _WORTH_MERGING:
+        return None
+    chosen = kernel_for(query, key, value, kernel) if query.shape[1] == key.shape[1] else None
+    return None if chosen is None else merged(query, key, value, runs, chosen, scale=scale)
 
 
 def merged(
@@ -102,17 +130,12 @@ def merged(
 def _by_multiplicity(runs: Runs) -> dict[int, list[tuple[int, int]]]:
     """Multiplicity to (start, count) of its runs."""
     found: dict[int, list[tuple[int, int]]] = {}
-    for start, count, m in _starts(runs):
-        found.setdefault(m, []).append((start, count))
-    return found
-
-
-def _starts(runs: Runs) -> Iterator[tuple[int, int, int]]:
     start = 0
     for count, m in runs:
         if count:
-            yield start, count, m
+            found.setdefault(m, []).append((start, count))
         start += count
+    return found
 
 
 def _keys(x: Tensor, spans: list[tuple[int, int]]) -> Tensor:

@@ -115,8 +115,8 @@ def _measure(image: Image.Image, dense: Image.Image, lpips: quality.Lpips | None
     """None where a number is infinite or undefined.
 
     PSNR in dB is infinite for equal pictures; SSIM needs 11 pixels a side, MS-SSIM 176, LPIPS 31
-    and its weights. Where these are, everything is computed. ``hpf`` and ``hpf_dense`` are the
-    detail of either picture.
+    and its weights. All of them are computed on the device of the latter, where there are any.
+    ``hpf`` and ``hpf_dense`` are the detail of either picture.
     """
     x, y = pictures.as_tensor(image), pictures.as_tensor(dense)
     if lpips is not None:

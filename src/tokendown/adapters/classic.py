@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from .._errors import GridError
 from ..attention import vector_norm
-from ..multiplicity import Runs, bias_of
+from ..multiplicity import Runs, bias_of, uneven
 from ..select import Selection, select
 from .dispatch import backend_name, weighed_on_backend
 from .intercept import ForwardIntercept
@@ -173,10 +173,10 @@ class FewerKeys(ForwardIntercept):
         kept = selection.take(key_source(self.owner, hidden_states))
         assert self.layer.rule is not None, "installed on layers with a rule only"
         runs = selection.runs() if self.layer.rule.multiplicity else ()
-        bias = bias_of(runs, hidden_states)
-        two_calls = bias is not None and hidden_states.is_cuda
+        two_calls = hidden_states.is_cuda and uneven(runs)
         if mask is None and _is_plain(self.owner) and (two_calls or backend_name() != "native"):
             return _attend_directly(self.owner, hidden_states, kept, runs)
+        bias = bias_of(runs, hidden_states)
         if mask is not None:
             mask = selection.take_mask(mask)
         if bias is not None:

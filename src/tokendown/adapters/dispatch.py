@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..attention import fold_bias
-from ..multiplicity import Runs, bias_of, kernel_for, merged, weighed, worth_merging
+from ..multiplicity import Runs, bias_of, in_two_calls, uneven, weighed
 from ..sequence import Sequence
 
 
@@ -140,35 +140,24 @@ def weighed_on_backend(  # noqa: D417
     from diffusers.models.attention_dispatch import dispatch_attention_fn
 
     options = {"backend": backend, "parallel_config": parallel_config, **kwargs}
-    bias = bias_of(runs, query)
-    if bias is None:
+    if not uneven(runs):
         return dispatch_attention_fn(query, key, value, None, *args, scale=scale, **options)  # type: ignore[no-any-return]
-    if parallel_config is None:
-        out = _in_two_calls(query, key, value, runs, scale, backend)
+    name = "" if parallel_config is not None else backend_name(backend)
+    if name in _OWN_KERNELS:
+        q, k, v = (x.transpose(1, 2) for x in (query, key, value))
+        out = in_two_calls(q, k, v, runs, scale=scale, kernel=_OWN_KERNELS[name])
         if out is not None:
-            return out
-        if backend_name(backend) == "native":
-            mask = bias[None, None, None]
-            return dispatch_attention_fn(query, key, value, mask, *args, scale=scale, **options)  # type: ignore[no-any-return]
+            return out.transpose(1, 2)
+    bias = bias_of(runs, query)
+    assert bias is not None, "not all keys count the same"
+    if name == "native":
+        mask = merge(None, bias)
+        return dispatch_attention_fn(query, key, value, mask, *args, scale=scale, **options)  # type: ignore[no-any-return]
     size = query.shape[-1]
     scale = size**-0.5 if scale is None else scale
     query, key, value = fold_bias(query, key, value, bias[:, None], scale=scale)
     folded: Tensor = dispatch_attention_fn(query, key, value, None, *args, scale=scale, **options)
     return folded[..., :size]
-
-
-def _in_two_calls(
-    query: Tensor, key: Tensor, value: Tensor, runs: Runs, scale: float | None, backend: Any
-) -> Tensor | None:
-    """None where the backend has no such kernel, or they would not be faster."""
-    name = backend_name(backend)
-    if name not in _OWN_KERNELS or query.shape[2] != key.shape[2]:
-        return None
-    query, key, value = (x.transpose(1, 2) for x in (query, key, value))
-    kernel = kernel_for(query, key, value, _OWN_KERNELS[name])
-    if kernel is None or not worth_merging(query, runs):
-        return None
-    return merged(query, key, value, runs, kernel, scale=scale).transpose(1, 2)
 
 
 # Backends of diffusers that are kernels of PyTorch, to the kernel; None is PyTorch's choice.
@@ -197,10 +186,11 @@ def scaled_dot_product(
     if call is not None and call.claims(key, value, 2):
         call.begin(Inputs(query, key, value, attn_mask, kwargs.get("scale"), 2))
         key, value, attn_mask = call.keep(key, 2), call.keep(value, 2), call.mask(attn_mask)
-        runs = call.sequence.runs()
-        if attn_mask is None and call.counted and not (args or kwargs.get("enable_gqa")):
+        runs = call.sequence.runs() if call.counted else ()
+        more = args or any(kwargs.get(name) for name in ("dropout_p", "is_causal", "enable_gqa"))
+        if attn_mask is None and not more:
             return weighed(query, key, value, runs, scale=kwargs.get("scale"))
-        bias = bias_of(runs, query) if call.counted else None
+        bias = bias_of(runs, query)
         if bias is not None:
             attn_mask = merge(attn_mask, bias)
     return functional.scaled_dot_product_attention(query, key, value, attn_mask, *args, **kwargs)

@@ -77,7 +77,8 @@ class Group:
         if key["threads"]:
             parts[1] += f", {key['threads']} threads"
         if key["compile"] != "no":
-            parts.append(f"compiled ({key['compile']})")
+            graph = key["compile"] == "graph"
+            parts.append("a CUDA graph" if graph else f"compiled ({key['compile']})")
         return "; ".join(parts)
 
     def to_dict(self) -> dict[str, Any]:
