@@ -1,5 +1,5 @@
 #!/bin/sh
-# The tables and figures of paper/ on one CUDA card, in two minutes: sh paper/gpu.sh FOLDER
+# The tables and figures of paper/ on one CUDA card, in a few minutes: sh paper/gpu.sh FOLDER
 # PYTHON: the interpreter. DEVICE, SIZES: for a trial elsewhere, such as DEVICE=cpu QUICK=1.
 # All steps run at once, for small pictures leave a card idle: the seconds in table1.json are no
 # benchmark. A step that fails or takes too long does not keep the others from running.
