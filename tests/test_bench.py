@@ -310,6 +310,17 @@ def test_random_weights_are_finite_and_the_same_every_time():
     assert tiny.run(one).std() > 0.01
 
 
+@pytest.mark.parametrize(
+    "kind", ["flux", "sd35", "qwen_image", "z_image", "wan", "hunyuan_video"]
+)
+def test_random_weights_leave_nothing_without_values(kind):
+    """Qwen-Image keeps its tables of positions as plain attributes, which no ``to`` reaches."""
+    published = getattr(tiny_transformers, kind)()
+    shape = shapes.Shape("tiny", type(published).__name__, dict(published.config))
+    filled = shape.with_random_weights(torch.device("cpu"), torch.float32)
+    assert tiny_transformers.run(kind, filled, 4, 6).isfinite().all()
+
+
 def test_the_gpu_preset_is_the_matrix():
     found = jobs.preset("gpu")
     cases = {(j.shape, j.compile != "no", size[0]) for j in found for size in j.sizes}

@@ -81,6 +81,7 @@ class Shape:
         for table in model.buffers():  # of positions; left alone it would be whatever was in memory
             if table.is_floating_point():
                 table.normal_(generator=generator)
+        _fill_plain_tables(model, device, generator)
         return model
 
     def _check(self, blocks: int) -> None:
@@ -89,6 +90,17 @@ class Shape:
         deepest = max(self.depths.values())
         if not 1 <= blocks <= deepest:
             raise ConfigError(f"{self.name}: expected 1 to {deepest} blocks, got {blocks}")
+
+
+def _fill_plain_tables(model: nn.Module, device: torch.device, generator: torch.Generator) -> None:
+    """Position tables that are plain attributes, which ``to_empty`` leaves on meta (Qwen-Image)."""
+    for module in model.modules():
+        for name, table in list(vars(module).items()):
+            if isinstance(table, torch.Tensor) and table.is_meta:
+                made = torch.randn(
+                    table.shape, dtype=table.dtype, device=device, generator=generator
+                )
+                setattr(module, name, made)
 
 
 _FLUX_STACKS = {
