@@ -310,9 +310,7 @@ def test_random_weights_are_finite_and_the_same_every_time():
     assert tiny.run(one).std() > 0.01
 
 
-@pytest.mark.parametrize(
-    "kind", ["flux", "sd35", "qwen_image", "z_image", "wan", "hunyuan_video"]
-)
+@pytest.mark.parametrize("kind", ["flux", "sd35", "qwen_image", "z_image", "wan", "hunyuan_video"])
 def test_random_weights_leave_nothing_without_values(kind):
     """Qwen-Image keeps its tables of positions as plain attributes, which no ``to`` reaches."""
     published = getattr(tiny_transformers, kind)()
