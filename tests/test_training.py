@@ -6,6 +6,7 @@ import dataclasses
 import json
 import random
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ pytest.importorskip("PIL")
 pytest.importorskip("tokenizers")
 
 from training import (
+    autoencoder,
     captions,
     classifier,
     data,
@@ -335,7 +337,8 @@ class Shapes:
             for name, category in zip(SHAPES, ("round", "straight", "round"), strict=True)
         ]
 
-    on, placed = data.Pictures.on, data.Pictures.placed
+    on, placed, pick = data.Pictures.on, data.Pictures.placed, data.Pictures.pick
+    draw = data.Pictures.draw
 
 
 @pytest.fixture(scope="module")
@@ -521,3 +524,42 @@ def test_what_ships_can_be_trained_on(tokenizer, tmp_path, monkeypatch):
     again.update(Stage(5, 1e-3, 1e-3, (batch,)), 0.0, None)  # without moments to go on from
     again.save()
     assert train.Run(TINY).step == again.step
+
+
+@pytest.fixture
+def trained_folder(shapes, tokenizer, tmp_path, monkeypatch):
+    """A folder in which TINY can be trained on a few plain pictures."""
+    monkeypatch.setattr("training.config.CACHE", tmp_path)
+    monkeypatch.setattr(train, "Pictures", lambda _: shapes)
+    monkeypatch.setattr(train, "tokenizer_of", lambda _: tokenizer)
+    autoencoder.store(TINY, built := build(TINY), torch.optim.Adam(built.parameters()), 1, 1.0)
+    return TINY.folder
+
+
+def test_training_stops_and_goes_on_and_ends(trained_folder):
+    one = dataclasses.replace(TINY, stages=tuple(_short(stage, 3) for stage in TINY.stages))
+    train.train(one, minutes=10, steps=2)
+    tensors, meta = state.load(trained_folder / "painter")
+    assert meta == {"step": 2, "at": 2.0}
+    train.train(one, minutes=0)
+    assert state.load(trained_folder / "painter")[1] == meta
+    train.train(one, minutes=10)
+    ended, meta = state.load(trained_folder / "painter")
+    assert meta["step"] == meta["at"] == 3 * len(TINY.stages)
+    assert any(not torch.equal(ended[k], tensors[k]) for k in tensors if k.startswith("w."))
+    assert all(ended[k].isfinite().all() for k in ended)
+
+
+def test_a_run_that_is_given_minutes_goes_through_its_stages_in_them(trained_folder, monkeypatch):
+    clock = iter(range(0, 10**6, 20))  # every look at the clock is twenty seconds after the last
+    monkeypatch.setattr(train, "time", SimpleNamespace(time=lambda: float(next(clock))))
+    stages = tuple(_short(stage, 50) for stage in TINY.stages)
+    train.train(dataclasses.replace(TINY, stages=stages, minutes=6), minutes=1e9)
+    meta = state.load(trained_folder / "painter")[1]
+    assert meta["at"] >= 50 * len(stages)
+    assert 2 < meta["step"] <= 6 * 60 / 20 + 1
+
+
+def _short(stage, steps):
+    batches = tuple(dataclasses.replace(batch, count=2) for batch in stage.batches)
+    return dataclasses.replace(stage, steps=steps, batches=batches)

@@ -96,7 +96,7 @@ def train(config: Config, minutes: float, steps: int | None = None) -> None:
         optimiser.param_groups[0]["lr"] = c.lr * min(1, step / 50) * (1 - 0.95 * step / c.steps)
         pixels = crops(pictures, c.batch, c.crop, rng)
         pixels = pixels.to(device, memory_format=torch.channels_last)
-        with torch.autocast(device, torch.bfloat16):
+        with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
             loss, z = loss_of(model, pixels, c.latent_noise)
         optimiser.zero_grad()
         loss.backward()

@@ -15,6 +15,7 @@ from .autoencoder import load_trained
 from .captions import every_caption
 from .config import CONFIGS, TRAIN_TIMESTEPS, Batch, Config, Stage
 from .data import Pictures, read_names
+from .graphs import Eager, Graphs
 from .latents import Latents
 from .model import Painter, alphas, build_tokenizer, device, load_tokenizer, quick_on_cpu, to_tokens
 from .optimiser import Optimiser
@@ -38,7 +39,8 @@ class Run:
         self.names, self.weights = zip(*self.painter.named_parameters(), strict=True)
         self.ema = [w.detach().clone() for w in self.weights]
         self.optimiser = Optimiser(dict(zip(self.names, self.weights, strict=True)))
-        self.step = 0
+        self.gradients = (Graphs if self.device.type == "cuda" else Eager)(self._loss, self.weights)
+        self.step, self.at = 0, 0.0
         self._resume()
         self.rng = random.Random(config.seed + self.step)
         torch.manual_seed(config.seed + self.step)
@@ -53,16 +55,24 @@ class Run:
         lr = warm * (stage.lr + (stage.lr_end - stage.lr) * done)
         shares = [batch.share for batch in stage.batches]
         batch = self.rng.choices(stage.batches, shares)[0]
-        x, tokens = self._pictures(batch, latents)
-        with torch.autocast(self.device.type, torch.bfloat16):
-            loss = v_loss(self.painter, x, tokens, self.config.noise_power, batch)
-        loss.backward()
+        loss = self.gradients.of(batch, *self._pictures(batch, latents))
         torch.nn.utils.clip_grad_norm_(self.weights, 1.0)
         self.optimiser.step(lr)
         self.step += 1
+        self.at += 0 if self.config.minutes else 1
         decay = min(self.config.ema, (1 + number) / (10 + number))
         torch._foreach_lerp_(self.ema, [w.detach() for w in self.weights], 1 - decay)
-        return loss.detach()
+        return loss
+
+    def spend(self, seconds: float) -> None:
+        """Moves a run that is given minutes along its schedule."""
+        if self.config.minutes:
+            steps = sum(stage.steps for stage in self.config.stages)
+            self.at += seconds / (60 * self.config.minutes) * steps
+
+    def _loss(self, batch: Batch, x: Tensor, tokens: Tensor) -> Tensor:
+        with torch.autocast(self.device.type, torch.bfloat16, cache_enabled=False):
+            return v_loss(self.painter, x, tokens, self.config.noise_power, batch)
 
     def _pictures(self, batch: Batch, latents: Latents) -> tuple[Tensor, Tensor]:
         drawn = [latents.pictures.draw(self.rng) for _ in range(batch.count)]
@@ -79,7 +89,7 @@ class Run:
         tensors = {f"w.{n}": w for n, w in zip(self.names, self.weights, strict=True)}
         tensors |= {f"e.{n}": w for n, w in zip(self.names, self.ema, strict=True)}
         tensors |= {f"o.{n}": moment for n, moment in self.optimiser.tensors().items()}
-        save(self.config.folder / "painter", tensors, {"step": self.step})
+        save(self.config.folder / "painter", tensors, {"step": self.step, "at": self.at})
 
     def _resume(self) -> None:
         tensors, meta = load(self.config.folder / "painter")
@@ -91,6 +101,7 @@ class Run:
                 average.copy_(tensors[f"e.{name}"])
         self.optimiser.restore({k[2:]: v for k, v in tensors.items() if k.startswith("o.")})
         self.step = meta["step"]
+        self.at = meta.get("at", self.step)
 
 
 def v_loss(painter: Painter, x: Tensor, tokens: Tensor, power: float, batch: Batch) -> Tensor:
@@ -116,12 +127,12 @@ def tokenizer_of(config: Config) -> CLIPTokenizer:
     return load_tokenizer(config, folder)
 
 
-def stage_at(config: Config, step: int) -> tuple[Stage, float] | None:
-    """The stage that a step is in and the part of it that is done; None after the last."""
+def stage_at(config: Config, at: float) -> tuple[Stage, float] | None:
+    """The stage after so many steps and the part of it that is done; None after the last."""
     for stage in config.stages:
-        if step < stage.steps:
-            return stage, step / stage.steps
-        step -= stage.steps
+        if at < stage.steps:
+            return stage, at / stage.steps
+        at -= stage.steps
     return None
 
 
@@ -136,8 +147,9 @@ def train(config: Config, minutes: float, steps: int | None = None) -> None:
         latents.fill(batch for stage in config.stages for batch in stage.batches)
     log = Log(config.folder / "train.jsonl")
     last = run.step + steps if steps else None
-    saved, told_to_end = time.time(), on_terminate()
-    while (now := stage_at(config, run.step)) and time.time() < end and run.step != last:
+    before = saved = time.time()
+    told_to_end = on_terminate()
+    while (now := stage_at(config, run.at)) and time.time() < end and run.step != last:
         wait_while_paused(told_to_end)
         if told_to_end():
             break
@@ -147,6 +159,8 @@ def train(config: Config, minutes: float, steps: int | None = None) -> None:
         if time.time() - saved > SAVE_SECONDS:
             run.save()
             saved = time.time()
+        run.spend(time.time() - before)
+        before = time.time()
     run.save()
 
 

@@ -2,9 +2,8 @@
 
     python -m training.unpack cpu      # then python -m training.train cpu
 
-The run then stands at the beginning of its last stage, or of its first where it is meant to go on
-from these weights: the learning rate starts from there, the moments of the optimiser start anew. A
-checkpoint that is there is not touched.
+The run then stands at the beginning of its last stage: the learning rate starts from there, the
+moments of the optimiser start anew. A checkpoint that is there is not touched.
 """
 
 from __future__ import annotations
@@ -43,7 +42,8 @@ def unpack(config: Config, source: Path) -> int:
         for name, weight, average in zip(run.names, run.weights, run.ema, strict=True):
             weight.copy_(weights[name])
             average.copy_(weights[name])
-    run.step = 0 if config.goes_on else sum(stage.steps for stage in config.stages[:-1])
+    run.step = sum(stage.steps for stage in config.stages[:-1])
+    run.at = float(run.step)
     untouched = torch.optim.Adam(pipe.vae.parameters())
     steps, scale = config.autoencoder.steps, 1 / pipe.vae.config.scaling_factor
     autoencoder.store(config, pipe.vae, untouched, steps, scale)
