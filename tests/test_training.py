@@ -24,6 +24,7 @@ from training import (
     export,
     judge,
     model,
+    optimiser,
     sample,
     state,
     train,
@@ -563,3 +564,27 @@ def test_a_run_that_is_given_minutes_goes_through_its_stages_in_them(trained_fol
 def _short(stage, steps):
     batches = tuple(dataclasses.replace(batch, count=2) for batch in stage.batches)
     return dataclasses.replace(stage, steps=steps, batches=batches)
+
+
+def test_muon_turns_matrices_of_one_shape_together_as_pytorch_does_one_by_one():
+    torch.manual_seed(0)
+    shapes = [(16, 40), (16, 40), (48, 16), (20, 20)]
+    ours = [torch.nn.Parameter(torch.randn(s)) for s in shapes]
+    theirs = [torch.nn.Parameter(p.detach().clone()) for p in ours]
+    muon = optimiser.Muon(ours)
+    oracle = torch.optim.Muon(theirs, weight_decay=0.01, adjust_lr_fn="match_rms_adamw", ns_steps=4)
+    for lr in (0.1, 0.05, 0.02):
+        for group in (*muon.param_groups, *oracle.param_groups):
+            group["lr"] = lr
+        for a, b in zip(ours, theirs, strict=True):
+            b.grad = torch.randn_like(b)
+            a.grad = b.grad.clone()
+        before = [p.detach().clone() for p in theirs]
+        muon.step()
+        oracle.step()
+        for a, b, old in zip(ours, theirs, before, strict=True):
+            assert (a - b).norm() < 0.03 * (b - old).norm()  # bfloat16 in another order
+    saved = muon.state_dict()["state"]
+    assert {k: v.keys() for k, v in saved.items()} == {
+        k: v.keys() for k, v in oracle.state_dict()["state"].items()
+    }

@@ -135,7 +135,7 @@ GPU = Config(
     name="gpu",
     subjects=("focus", "more"),
     ema=0.999,
-    minutes=7.5,
+    minutes=8.0,
     autoencoder=AutoencoderConfig(steps=7000),
     unet=UnetConfig(channels=(64, 192), head_dim=(32, 48)),
     stages=(
