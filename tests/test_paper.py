@@ -9,9 +9,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from paper import levels, table1
+import torch
+from paper import builtin_table, choices, levels, table1
+from paper.terrain import Site
 
 import tiny
+from tokendown import apply_patch, attend
+from tokendown.grid import Grid
 from tokendown.request import Request
 
 ROOT = Path(__file__).parent.parent
@@ -20,7 +24,8 @@ ROOT = Path(__file__).parent.parent
 @pytest.mark.slow
 @pytest.mark.weights
 @pytest.mark.parametrize(
-    "script", ["sinks", "terrain_table", "levels", "jitter", "table1", "figure4", "caches"]
+    "script",
+    ["sinks", "terrain_table", "builtin_table", "levels", "jitter", "table1", "figure4", "caches"],
 )
 def test_script(script):
     before = files()
@@ -46,6 +51,41 @@ def test_levels_are_those_of_the_model(tmp_path):
     head, _, *lines = levels.table(found).splitlines()
     assert head.split("|")[1:-1] == [" self-attention ", " downsampling 1 "]
     assert len(lines) == len(errors)
+
+
+@pytest.mark.parametrize("anchors", [0, 3])
+def test_choices_are_what_attend_does(anchors):
+    """Written out twice, in the library and for the tables."""
+    grid = Grid(8, 12)
+    q, k, v = torch.randn(3, 2, 4, grid.tokens, 8, generator=torch.Generator().manual_seed(0))
+    for factor in choices.FACTORS[:3]:
+        keys = choices.Keys(choices.Choice(factor, anchors=anchors))
+        if anchors and factor == 3:
+            continue  # the tables have whole cells only, and give every one of them the same log m
+        out = keys(Site(0, grid, None, None), q, k, v)
+        want = attend(q, k, v, grid, factor=factor, anchors=anchors)
+        torch.testing.assert_close(out, want, atol=1e-5, rtol=1e-5)
+
+
+def test_choices_go_into_a_pipeline_and_out_again(tmp_path):
+    pipe = tiny.sd_pipeline(tmp_path, unet=tiny.shallow_unet(mid_block_type="UNetMidBlock2D"))
+    request = Request(width=40, height=32, steps=2, guidance=3.0)
+    names = [name.removesuffix(".processor") for name in pipe.unet.attn_processors
+             if ".attn1." in name]  # fmt: skip
+    prompts = ("a cat", "a dog")
+    unpatched = builtin_table.latents(pipe, request, prompts)
+    keys = choices.Keys(choices.Choice(2))
+    grid = Grid(*(side // pipe.vae_scale_factor for side in (request.height, request.width)))
+    with builtin_table.chosen(pipe.unet, names, keys, grid):
+        ours = builtin_table.latents(pipe, request, prompts)
+    assert keys.step == request.steps - 1
+    with apply_patch(pipe, factor={1: 2}, anchors=0, method="nearest"):
+        theirs = builtin_table.latents(pipe, request, prompts)
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
+    assert levels.errors(ours, unpatched)[0] > 1e-6
+    again = builtin_table.latents(pipe, request, prompts)
+    assert all(map(torch.equal, again, unpatched))
 
 
 def test_table1_goes_on_where_it_stopped(tmp_path):

@@ -135,8 +135,8 @@ GPU = Config(
     name="gpu",
     subjects=("focus", "more"),
     ema=0.999,
-    minutes=8.0,
-    autoencoder=AutoencoderConfig(steps=7000),
+    minutes=7.5,
+    autoencoder=AutoencoderConfig(steps=5800),
     unet=UnetConfig(channels=(64, 192), head_dim=(32, 48)),
     stages=(
         Stage(2000, 2e-3, 1e-3, _half_size(128)),
