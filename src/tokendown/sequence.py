@@ -62,9 +62,10 @@ class Box:
         """The same with its kept tokens at a place in their cells; None is the top left."""
         if place is None or self.factor == 1:
             return self
-        one = place.index(self.height, self.width, self.factor, device)
-        frames = torch.arange(0, self.frames, self.temporal, device=device)
-        index = (frames[:, None] * (self.height * self.width) + one).flatten()
+        index = place.index(
+            self.height, self.width, self.factor, device,
+            frames=self.frames, temporal=self.temporal,
+        )  # fmt: skip
         return replace(self, index=index)
 
     def take(self, x: Tensor, dim: int) -> Tensor:
