@@ -77,7 +77,7 @@ def weighed(
         query,
         key,
         value,
-        None if bias is None else bias[None, None, None],
+        None if bias is None else bias.view(1, 1, 1, -1),
         scale=scale,
         enable_gqa=enable_gqa,
     )
