@@ -227,7 +227,7 @@ def test_a_cuda_graph_has_an_index_of_its_own():
             got = output(model, call)
         patch.set_progress(2, 4)  # from here on it is gone
         other = output(model, call)
-        overwritten = [torch.zeros(512, device=DEVICE) for _ in range(64)]
+        overwritten = [torch.zeros(48, dtype=torch.long, device=DEVICE) for _ in range(64)]
         graph.replay()
         assert distance(got, want) < 1e-4 < distance(other, want)
         assert distance(output(model, call), other) < 1e-4
