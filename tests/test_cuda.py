@@ -31,6 +31,7 @@ from test_cli import pixels, run
 from tokendown import apply_patch, attend, is_patched, pictures, remove_patch
 from tokendown.bench.cells import read_cells
 from tokendown.grid import Grid
+from tokendown.jitter import Place
 
 pytestmark = needs_device
 HALF = [torch.float16, torch.bfloat16]
@@ -212,6 +213,39 @@ def test_waiting_is_noticed():
     assert len(waits(lambda: one.item())) == 1
     assert len(waits(lambda: [one.item() for _ in range(3)])) == 3
     assert waits(lambda: one + 1) == []
+
+
+@needs_cuda
+def test_a_cuda_graph_has_an_index_of_its_own():
+    model = wide_unet().to(DEVICE)
+    call, options = latents_of(model), {**PATCH, "factor": 2}
+    with apply_patch(model, **options) as patch:
+        patch.set_progress(1, 4)
+        want = output(model, call)  # from here on the index of this step is remembered
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            got = output(model, call)
+        patch.set_progress(2, 4)  # from here on it is gone
+        other = output(model, call)
+        overwritten = [torch.zeros(48, dtype=torch.long, device=DEVICE) for _ in range(64)]
+        graph.replay()
+        assert distance(got, want) < 1e-4 < distance(other, want)
+        assert distance(output(model, call), other) < 1e-4
+    del overwritten
+
+
+@needs_cuda
+def test_streams_have_an_index_each():
+    place, stream = Place.at(1), torch.cuda.Stream()
+    device = torch.zeros(1, device=DEVICE).device
+    first = place.index(8, 12, 4, device)
+    with torch.cuda.stream(stream):
+        second = place.index(8, 12, 4, device)
+        assert place.index(8, 12, 4, device) is second
+    assert second is not first
+    assert place.index(8, 12, 4, device) is first
+    torch.cuda.synchronize()
+    assert torch.equal(first, second)
 
 
 @needs_cuda

@@ -5,20 +5,26 @@ from __future__ import annotations
 import copy
 import math
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch._dynamo.testing import CompileCounter
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import reference
 import test_joint
 import tiny
 import tiny_transformers
-from tokendown import ConfigError, PatchConfig, apply_patch
+from device import moved
+from tokendown import ConfigError, PatchConfig, apply_patch, jitter
+from tokendown.adapters.families import installed_plan
 from tokendown.jitter import Place
 
+CPU = torch.device("cpu")
 # Bayer's matrix as it is published: step 0 takes the place with the number 1, and so on.
 BAYER = [[0, 8, 2, 10], [12, 4, 14, 6], [3, 11, 1, 9], [15, 7, 13, 5]]
 PLACES = {number - 1: (r, c) for r, row in enumerate(BAYER) for c, number in enumerate(row)}
@@ -200,3 +206,155 @@ def test_a_compiled_model_needs_one_graph_for_all_places():
         torch.testing.assert_close(got, want, rtol=0, atol=1e-5 * want.abs().max().item())
         assert counter.frame_count == 1
     torch._dynamo.reset()
+
+
+# One index a step for all layers on a grid
+
+
+class Ranges(TorchDispatchMode):
+    """Counts ranges: an index takes one for its rows and one for its columns."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += function.overloadpacket is torch.ops.aten.arange
+        return function(*args, **(kwargs or {}))
+
+
+@torch.no_grad()
+def ranges(model, call) -> int:
+    with Ranges() as counted:
+        model(**call)
+    return counted.count
+
+
+@pytest.mark.parametrize("kind", ["unet", "flux", "wan"])
+def test_an_index_is_computed_once_a_step_and_grid(kind):
+    if kind == "unet":
+        model, options, grids, each = tiny.sd_unet(), {"factor": {1: 4, 2: 2}}, 2, 2
+        calls = [tiny.inputs(model, *size) for size in ((8, 12), (12, 8))]
+    else:  # one grid; a film also has a range for its frames
+        model, options, grids = getattr(tiny_transformers, kind)(), {"factor": 2}, 1
+        each = 3 if kind == "wan" else 2
+        calls = [tiny_transformers.inputs(kind, model, *size) for size in ((4, 6), (6, 4))]
+    for call in calls:
+        model(**call)  # what a model computes at its first call only
+    dense = [ranges(model, call) for call in calls]
+    with apply_patch(model, **options) as patch:
+        assert len(installed_plan(model).patched) > grids
+        for step in range(3):
+            patch.set_progress(step, 3)
+            for expected in (grids * each, 0):  # conditional and unconditional call, for example
+                for call, own in zip(calls, dense, strict=True):
+                    assert ranges(model, call) - own == expected
+
+
+@pytest.fixture
+def forgetful(monkeypatch):
+    """Runs a function without what places remember."""
+
+    def run(function, *args):
+        with monkeypatch.context() as patched:
+            patched.setattr(jitter, "_capturing", lambda device: True)
+            return function(*args)
+
+    return run
+
+
+def test_nothing_is_shared_among_steps_sizes_and_types(forgetful):
+    unet = tiny.shallow_unet()
+    patch = apply_patch(unet, factor={1: 4, 2: 3}, anchors=2)
+
+    @torch.no_grad()
+    def outputs():
+        found = []
+        for dtype in (torch.float32, torch.float64):
+            for size in ((6, 9), (9, 6), (12, 12), (6, 9)):
+                call = moved(tiny.inputs(unet, *size), "cpu", dtype)
+                for step in (0, 1, 0, 3):
+                    patch.set_progress(step, 4)
+                    found += [tiny.flatten(unet.to(dtype)(**call)) for _ in range(2)]
+        return found
+
+    wanted = forgetful(outputs)
+    assert not torch.equal(wanted[0], wanted[2])
+    assert all(map(torch.equal, outputs(), wanted))
+
+
+def test_every_argument_of_an_index_counts():
+    place = Place.at(2)
+    grids = [{}, {"height": 12}, {"width": 8}, {"factor": 3}, {"frames": 3}, {"frames": 4},
+             {"frames": 4, "temporal": 2}, {"device": torch.device("meta")}]  # fmt: skip
+    for changed in [*grids, *reversed(grids)]:
+        asked = {"height": 8, "width": 12, "factor": 4, "device": CPU, **changed}
+        got, want = place.index(**asked), Place.at(2).index(**asked)
+        assert got.device == asked["device"]
+        assert got.shape == want.shape
+        assert got.is_meta or torch.equal(got, want)
+        assert place.index(**asked) is got
+
+
+def test_copies_and_pickles_remember_nothing():
+    place = Place.at(3)
+    fresh = pickle.dumps(place)
+    index = place.index(8, 12, 4, CPU)
+    assert pickle.dumps(place) == fresh
+    for other in (copy.copy(place), copy.deepcopy(place), pickle.loads(fresh)):
+        assert not other._known
+        assert torch.equal(other.index(8, 12, 4, CPU), index)
+        assert other.index(8, 12, 4, CPU) is not index
+
+
+def test_any_number_of_sizes():
+    place = Place.at(1)
+    for side in [*range(4, 104), *range(4, 104)]:
+        index = place.index(side, 2, 2, CPU)
+        assert torch.equal(index, Place.at(1).index(side, 2, 2, CPU))
+        assert len(place._known) <= 16
+
+
+def test_an_index_of_inference_mode_serves_training():
+    unet, size = tiny.shallow_unet().requires_grad_(), (6, 6)
+    patch = apply_patch(unet, factor=2)
+    patch.set_progress(1, 4)
+    with torch.inference_mode():
+        want = tiny.run(unet, *size)
+    got = tiny.flatten(unet(**tiny.inputs(unet, *size)))
+    assert torch.equal(got, want)
+    got.sum().backward()
+
+
+def test_what_is_traced_or_captured_is_not_remembered(monkeypatch):
+    place = Place.at(1)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        place.index(8, 12, 4, CPU)
+    real = place.index(8, 12, 4, CPU)
+    assert type(real) is torch.Tensor
+    monkeypatch.setattr(jitter, "_capturing", lambda device: True)
+    captured = place.index(8, 12, 4, CPU)
+    assert captured is not real  # nor is an index of another time a part of the graph
+    place.index(4, 4, 4, CPU)
+    assert len(place._known) == 1
+    monkeypatch.undo()
+    assert place.index(8, 12, 4, CPU) is real
+
+
+def test_two_patched_models_in_two_threads(forgetful):
+    def patched(size):
+        unet = tiny.shallow_unet()
+        return apply_patch(unet, factor=4, anchors=2), unet, tiny.inputs(unet, *size)
+
+    @torch.no_grad()
+    def outputs(parts):
+        patch, unet, call = parts
+        found = []
+        for step in range(12):
+            patch.set_progress(step, 12)
+            found.append(tiny.flatten(unet(**call)))
+        return found
+
+    models = [patched(size) for size in ((6, 9), (9, 6))]
+    with ThreadPoolExecutor(2) as pool:
+        together = list(pool.map(outputs, models))
+    for parts, found in zip(models, together, strict=True):
+        assert all(map(torch.equal, found, forgetful(outputs, parts)))

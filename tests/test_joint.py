@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import joint_reference
+import reference
 import tiny
 import tiny_transformers
 from joint_reference import Want
@@ -220,6 +221,25 @@ def test_a_mask_that_is_expanded_over_heads_and_queries_stays_small(anchors):
     kept = Call(sequence, counted=True).mask(mask.expand(2, 6, 9, 14))
     assert kept.shape == (2, 1, 1, sequence.kept)
     assert torch.equal(kept, sequence.take(mask, 3))
+
+
+@pytest.mark.parametrize(("step", "at"), [(None, (0, 0)), (0, (1, 1)), (3, (0, 0))])
+def test_anchors_of_a_film_are_the_longest_tokens_off_its_grid(step, at):
+    from tokendown.jitter import Place
+    from tokendown.sequence import Box, Sequence
+
+    place = None if step is None else Place.at(step)
+    box = Box(3, 5, 7, factor=2, temporal=2).at(place, torch.device("cpu"))
+    scores = torch.rand(2, box.tokens, generator=torch.Generator().manual_seed(0))
+    frame = reference.kept_keys(5, 7, 2, at)
+    on_grid = torch.cat([frame, torch.zeros_like(frame), frame])
+    sequence = Sequence((box,), before=2).with_anchors(scores, 9)
+    longest = scores.masked_fill(on_grid, -1).argsort(descending=True)[:, :9]
+    assert torch.equal(sequence.anchors.sort().values, longest.sort().values)
+    x = torch.rand(2, sequence.tokens, 3)
+    kept = sequence.take(x, 1)
+    assert torch.equal(sequence.take(sequence.put(kept), 1), kept)
+    assert torch.equal(sequence.put(kept).any(-1).sum(1), torch.tensor([kept.shape[1]] * 2))
 
 
 # Where the grid comes from

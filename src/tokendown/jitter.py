@@ -8,13 +8,15 @@ let an average follow. A sampler is such an average. Nothing here is random: a s
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 _QUARTERS = ((0, 0), (1, 1), (0, 1), (1, 0))  # a step and the next are far apart
 _DEPTH = 4  # 16 x 16 places
+_MOST_GRIDS = 16  # remembered at a place; a model has a few
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,7 +24,8 @@ class Place:
     """Where in its cell the kept token stands, in sixteenths of the side, 0 to 15.
 
     Two numbers in tensors: a compiled model takes them as inputs, and needs no new graph when they
-    change. They are on the CPU, from where any device takes a number without waiting.
+    change. They are on the CPU, from where any device takes a number without waiting. Layers on the
+    same grid share an index: a dozen operations each would keep a fast GPU waiting for Python.
 
     Args:
         down: [], from the top.
@@ -31,6 +34,10 @@ class Place:
 
     down: Tensor
     right: Tensor
+    _known: dict[tuple[Any, ...], Tensor] = field(default_factory=dict, init=False, repr=False)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.down, self.right)  # copies and pickles remember nothing
 
     @classmethod
     def at(cls, step: int) -> Place:
@@ -50,17 +57,62 @@ class Place:
             right += _QUARTERS[quarter][1] << depth
         return cls(torch.tensor(down, device="cpu"), torch.tensor(right, device="cpu"))
 
-    def index(self, height: int, width: int, factor: int, device: torch.device) -> Tensor:
-        """The kept tokens of a row-major grid, [M], in its order.
+    def index(
+        self,
+        height: int,
+        width: int,
+        factor: int,
+        device: torch.device,
+        *,
+        frames: int = 1,
+        temporal: int = 1,
+    ) -> Tensor:
+        """The kept tokens of a row-major grid, [M], in its order; shared, so leave it as it is.
 
         Args:
             height: of the grid, in tokens.
             width: likewise.
             factor: side of a cell; a partial cell keeps its last row or column if it lacks the one.
             device: of the result.
+            frames: how many such grids follow each other.
+            temporal: one of so many frames is kept, from the first on.
         """
+        grid = (height, width, factor, device, frames, temporal)
+        if torch.compiler.is_compiling() or _capturing(device):
+            return self._index(*grid)
+        key = (*grid, _stream(device))
+        known = self._known.get(key)
+        if known is None:
+            with torch.inference_mode(False):  # autograd may need what was made without it
+                known = self._index(*grid)
+            if type(known) is Tensor:  # not one that a tracer made up
+                self._remember(key, known)
+        return known
+
+    def _remember(self, key: tuple[Any, ...], index: Tensor) -> None:
+        if len(self._known) >= _MOST_GRIDS:
+            self._known.clear()
+        self._known[key] = index
+
+    def _index(
+        self, height: int, width: int, factor: int, device: torch.device, frames: int, temporal: int
+    ) -> Tensor:
         rows = _along(height, factor, self.down, device)
-        return (rows[:, None] * width + _along(width, factor, self.right, device)).flatten()
+        one = (rows[:, None] * width + _along(width, factor, self.right, device)).flatten()
+        if frames == 1:
+            return one
+        starts = torch.arange(0, frames * height * width, temporal * height * width, device=device)
+        return (starts[:, None] + one).flatten()
+
+
+def _capturing(device: torch.device) -> bool:
+    """Whether what is computed now becomes a part of a CUDA graph, with memory of its own."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
+def _stream(device: torch.device) -> Any:
+    """The queue that a result is ready in: others would have to wait for it."""
+    return torch.cuda.current_stream(device) if device.type == "cuda" else None
 
 
 def _along(side: int, factor: int, sixteenths: Tensor, device: torch.device) -> Tensor:

@@ -39,7 +39,12 @@ def bias_of(runs: Runs, like: Tensor) -> Tensor | None:
     """
     if not uneven(runs):
         return None
-    return torch.cat([like.new_full((count,), log(m)) for count, m in runs if count])
+    bias, start = like.new_zeros(sum(count for count, _ in runs)), 0
+    for count, m in runs:
+        if count and m != 1:
+            bias.narrow(0, start, count).fill_(log(m))
+        start += count
+    return bias
 
 
 def weighed(
@@ -72,7 +77,7 @@ def weighed(
         query,
         key,
         value,
-        None if bias is None else bias[None, None, None],
+        None if bias is None else bias.view(1, 1, 1, -1),
         scale=scale,
         enable_gqa=enable_gqa,
     )

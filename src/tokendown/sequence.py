@@ -62,9 +62,10 @@ class Box:
         """The same with its kept tokens at a place in their cells; None is the top left."""
         if place is None or self.factor == 1:
             return self
-        one = place.index(self.height, self.width, self.factor, device)
-        frames = torch.arange(0, self.frames, self.temporal, device=device)
-        index = (frames[:, None] * (self.height * self.width) + one).flatten()
+        index = place.index(
+            self.height, self.width, self.factor, device,
+            frames=self.frames, temporal=self.temporal,
+        )  # fmt: skip
         return replace(self, index=index)
 
     def take(self, x: Tensor, dim: int) -> Tensor:
@@ -72,6 +73,14 @@ class Box:
         if self.index is not None:
             return x.index_select(dim, self.index)
         return self._strided(x, dim).flatten(dim, dim + 2)
+
+    def filled(self, x: Tensor, value: float) -> Tensor:
+        """A copy of ``x``, [batch, tokens], with this value where a token is kept."""
+        if self.index is not None:
+            return x.index_fill(1, self.index, value)
+        x = x.clone()
+        self._strided(x, 1).fill_(value)
+        return x
 
     def put(self, full: Tensor, kept: Tensor) -> None:
         """The inverse along dimension 1, in place: ``full`` has ``tokens`` entries there."""
@@ -149,31 +158,34 @@ class Sequence:
 
     def take(self, x: Tensor, dim: int) -> Tensor:
         """Keeps ``kept`` of the ``tokens`` entries of a dimension, counted from the front."""
+        if self.anchors is not None and x.shape[0] < self.anchors.shape[0]:
+            # a mask may be one for the whole batch
+            x = x.expand(self.anchors.shape[0], *x.shape[1:])
         parts = [x.narrow(dim, 0, self.before)] if self.before else []
         for start, box in self._starts():
             part = x.narrow(dim, start, box.tokens)
             parts.append(box.take(part, dim))
         if self.anchors is not None:
-            parts.append(torch.take_along_dim(x, self._index(x, dim), dim))
+            main = x.narrow(dim, self.before, self.boxes[0].tokens)
+            parts.append(main.gather(dim, self._index(main, dim)))
         if self.after:
             parts.append(x.narrow(dim, self.tokens - self.after, self.after))
-        if len(parts) == 1:
-            return parts[0]
-        batch = max(part.shape[0] for part in parts)  # a mask may be one for the whole batch
-        return torch.cat([part.expand(batch, *part.shape[1:]) for part in parts], dim)
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
 
     def put(self, kept: Tensor) -> Tensor:
         """The inverse of ``take`` along dimension 1; zeros where nothing was kept."""
         full = kept.new_zeros(kept.shape[0], self.tokens, *kept.shape[2:])
         first = self.before
-        full[:, :first] = kept[:, :first]
+        if first:
+            full[:, :first] = kept[:, :first]
         for start, box in self._starts():
             box.put(full.narrow(1, start, box.tokens), kept.narrow(1, first, box.kept))
             first += box.kept
         if self.anchors is not None:
             count = self.anchors.shape[-1]
             anchored = kept.narrow(1, first, count)
-            full = full.scatter(1, self._index(kept, 1).expand_as(anchored), anchored)
+            main = self.first_box(full)
+            main.scatter_(1, self._index(main, 1), anchored)
         if self.after:
             full[:, -self.after :] = kept[:, -self.after :]
         return full
@@ -190,12 +202,12 @@ class Sequence:
             yield start, box
             start += box.tokens
 
-    def _index(self, x: Tensor, dim: int) -> Tensor:
-        """The anchors as an index along ``dim`` of ``x``."""
+    def _index(self, first: Tensor, dim: int) -> Tensor:
+        """The anchors along a dimension of the first box, in the shape of what they pick."""
         assert self.anchors is not None
-        shape = [1] * x.ndim
-        shape[0], shape[dim] = self.anchors.shape
-        return self.anchors.view(shape) + self.before
+        batch, count = self.anchors.shape
+        index = self.anchors.view(batch, *[1] * (dim - 1), count, *[1] * (first.ndim - dim - 1))
+        return index.expand(*first.shape[:dim], count, *first.shape[dim + 1 :])
 
 
 def choose_anchors(scores: Tensor, box: Box, count: int) -> Tensor | None:
@@ -212,8 +224,7 @@ def choose_anchors(scores: Tensor, box: Box, count: int) -> Tensor | None:
     count = min(count, box.tokens - box.kept)
     if count == 0:
         return None
-    scores = scores.detach().clone()
-    box.put(scores, scores.new_full((len(scores), box.kept), -torch.inf))
+    scores = box.filled(scores.detach(), -torch.inf)
     return scores.topk(count, dim=-1, sorted=False).indices
 
 

@@ -56,6 +56,7 @@ class GridReader:
         self.plan = plan
         self.layers = layers
         self.patch_size = patch_size
+        self.looked_at = (0, 0)
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         maps: Tensor = args[0] if args else next(iter(kwargs.values()))
@@ -63,7 +64,8 @@ class GridReader:
         for layer in self.layers:
             # Written before it is read, at every pass: a compiled graph then has no guard on it.
             layer.height, layer.width = height, width
-        if not torch.compiler.is_compiling():
+        if not torch.compiler.is_compiling() and (height, width) != self.looked_at:
+            self.looked_at = height, width
             say_if_unchanged(self.plan, self.layers)
 
 

@@ -207,7 +207,7 @@ def merge(mask: Tensor | None, bias: Tensor) -> Tensor:
         Four dimensions, additive.
     """
     if mask is None:
-        return bias[None, None, None]
+        return bias.view(1, 1, 1, -1)
     if mask.dtype == torch.bool:
         return bias.masked_fill(~mask, -torch.inf)  # torch.where would wait for a GPU
     return mask + bias

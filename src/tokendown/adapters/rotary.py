@@ -70,5 +70,6 @@ def _kept_rows(sequence: Sequence, table: Any) -> Any:
         return None if rows[0] is None else tuple(rows)
     if table.ndim > 2:
         return part.take(table, table.ndim - 2)
-    kept = part.take(table[None], 1)
-    return kept[0] if len(kept) == 1 else None
+    if part.anchors is not None and len(part.anchors) > 1:
+        return None
+    return part.take(table[None], 1)[0]
