@@ -14,8 +14,10 @@ from paper import builtin_table, choices, levels, table1
 from paper.terrain import Site
 
 import tiny
-from tokendown import apply_patch, attend
+from tokendown import TunedPlan, apply_patch, attend, summary
+from tokendown.generate import open_pipeline
 from tokendown.grid import Grid
+from tokendown.models.loading import fingerprint
 from tokendown.request import Request
 
 ROOT = Path(__file__).parent.parent
@@ -86,6 +88,19 @@ def test_choices_go_into_a_pipeline_and_out_again(tmp_path):
     assert levels.errors(ours, unpatched)[0] > 1e-6
     again = builtin_table.latents(pipe, request, prompts)
     assert all(map(torch.equal, again, unpatched))
+
+
+def test_the_tuned_plan_of_the_record_dominates_the_papers_and_fits_the_model():
+    record = json.loads((ROOT / "paper/results/tune-512.json").read_text())
+    found = {entry["name"]: entry for entry in record["entries"]}
+    assert found["tuned"]["error"] < found["paper"]["error"]
+    assert found["tuned"]["speedup"] >= found["paper"]["speedup"]
+    assert not set(record["held_out"]) & set(record["prompts"])
+    pipe, _ = open_pipeline(Request(config=None, width=512, height=512))
+    with apply_patch(pipe, TunedPlan.load(ROOT / "paper/results/plan-512.json")):
+        predicted = summary(pipe, height=512, width=512).predicted_speedup
+    assert predicted == pytest.approx(found["tuned"]["speedup"], rel=0.2)  # steps of the plan
+    assert record["weights"] == fingerprint(pipe)
 
 
 def test_table1_goes_on_where_it_stopped(tmp_path):

@@ -403,6 +403,9 @@ def test_analyze_and_tune_and_generate(folder, tmp_path):
     assert record["plan"]["made"]["prompts"] == ["a cat"]
     assert record["plan"]["made"]["held_out"] == ["a dog"]
     assert record["plan"]["made"]["cost"] == "seconds"
+    kept = json.loads((out / "tuning.json").read_text())
+    assert kept["held_out"] == ["a dog"]
+    assert {"weights", "hardware", "versions", "commit"} <= kept.keys() & record.keys()
     assert all(path.startswith(str(out)) for path in record["paths"])
     words = ("generate", "a dog", "--model", folder, "--size", "56x40", "--steps", 2, "--out", out)
     run(*words, "--plan", out / "plan.json")

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import typer
 from rich import box
 from rich.table import Table
@@ -15,6 +16,8 @@ from .. import pictures
 from .._errors import ConfigError
 from ..analyze.analysis import ANCHORS, FACTORS
 from ..analyze.prompts import pick_prompts
+from ..bench.machine import hardware, software
+from ..models.loading import fingerprint
 from ..tune import Target, Tuning
 from ..tune import tune as choose_plan
 from ..tune.report import front_rows, pareto_plot, report, to_dict
@@ -69,18 +72,19 @@ def tune(
     """Choose factor, anchors and steps of every layer from a few prompts; write a plan."""
     with politely(as_json):
         pictures.check_folder(out_folder)
-        tuning = _tune(ctx.params, _target(error, speedup, like))
-        files = _save(out_folder, tuning)
+        tuning, origin = _tune(ctx.params, _target(error, speedup, like))
+        files = _save(out_folder, tuning, origin)
         for note in tuning.notes:
             warn(note)
         if as_json:
             paths = [str(path) for path in files]
-            print_json({**to_dict(tuning), "plan": tuning.plan.to_dict(), "paths": paths})
+            print_json({**to_dict(tuning), **origin, "plan": tuning.plan.to_dict(), "paths": paths})
         else:
             _print(tuning, files)
 
 
-def _tune(given: Mapping[str, Any], target: Target) -> Tuning:
+def _tune(given: Mapping[str, Any], target: Target) -> tuple[Tuning, dict[str, Any]]:
+    """The tuning, and the weights and the machine that it comes from."""
     quick, own = given["quick"], given["prompts"] or given["prompt_file"]
     checks = given["held_out"] or (1 if quick else 2)
     default = checks + (1 if quick else 2)
@@ -93,11 +97,13 @@ def _tune(given: Mapping[str, Any], target: Target) -> Tuning:
     }
     pipe, request = study.open_for_study(given, quick)
     with steps_bar("pictures") as advance:
-        return choose_plan(
+        tuning = choose_plan(
             pipe, request, words[:-checks], words[-checks:], target, **candidates,
             parts=given["parts"] or (2 if quick else 4), measure=given["measure"],
             progress=advance,
         )  # fmt: skip
+    made_on = hardware(torch.device(request.device))
+    return tuning, {"weights": fingerprint(pipe), "hardware": made_on, **software()}
 
 
 def _target(error: float | None, speedup: float | None, like: str | None) -> Target:
@@ -108,14 +114,14 @@ def _target(error: float | None, speedup: float | None, like: str | None) -> Tar
     return Target(error, speedup, like)  # type: ignore[arg-type]
 
 
-def _save(folder: Path, tuning: Tuning) -> list[Path]:
+def _save(folder: Path, tuning: Tuning, origin: dict[str, Any]) -> list[Path]:
     plan = json.dumps(tuning.plan.to_dict(), indent=1) + "\n"
     return [
         *study.save_texts(
             folder,
             {
                 "plan.json": plan,
-                "tuning.json": json.dumps(to_dict(tuning), allow_nan=False) + "\n",
+                "tuning.json": json.dumps({**to_dict(tuning), **origin}, allow_nan=False) + "\n",
                 "tuning.html": report(tuning),
                 "pareto.svg": pareto_plot(tuning) + "\n",
             },

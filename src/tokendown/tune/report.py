@@ -16,6 +16,7 @@ def to_dict(tuning: Tuning) -> dict[str, Any]:
         "tuning": 1,
         "request": tuning.analysis.request,
         "prompts": list(tuning.analysis.prompts),
+        "held_out": tuning.plan.made["held_out"],
         "gains": tuning.gains,
         "weights": tuning.weights,
         "curve": [list(place) for place in tuning.curve],
