@@ -4,7 +4,7 @@ BIN := .venv/bin
 # Two workers with one thread each beat one worker with two threads on tiny models.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
-.PHONY: setup test check demo paper bench bench-gpu table clean
+.PHONY: setup test check demo paper train-gpu bench bench-gpu table clean
 
 setup: .venv/.done
 
@@ -40,6 +40,13 @@ paper: setup
 	$(BIN)/python -m paper.caches $(QUICK)
 	$(BIN)/python -m paper.table1 $(QUICK)
 	$(BIN)/python -m paper.figure4 $(if $(QUICK),$(QUICK),--prompts 2)
+
+# The built-in model anew, on a CUDA card; what it ends with ships. Again where it was cut off.
+train-gpu: setup
+	$(BIN)/python -m training.fetch
+	$(BIN)/python -m training.autoencoder gpu --minutes $(MINUTES)
+	$(BIN)/python -m training.train gpu --minutes $(MINUTES)
+	$(BIN)/python -m training.export gpu
 
 # Both can be stopped at any time and called again: what is measured is not measured again.
 bench: setup

@@ -588,3 +588,15 @@ def test_muon_turns_matrices_of_one_shape_together_as_pytorch_does_one_by_one():
     assert {k: v.keys() for k, v in saved.items()} == {
         k: v.keys() for k, v in oracle.state_dict()["state"].items()
     }
+
+
+def test_the_card_says_what_was_measured():
+    """All of it in words, none as a Python value."""
+    found = json.loads(export.EVALUATION.read_text())
+    lines = dict(export.measures(found))
+    assert lines["subject"] == str(found["samples"]["subject"])
+    assert lines["distance to nearest training picture"].startswith(
+        str(found["samples"]["distance_to_nearest_training_picture"]["median"])
+    )
+    assert not any("{" in value for value in lines.values())
+    assert sum("FID" in name or "without" in name for name in lines) == 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -62,6 +63,7 @@ def card(config: Config, step: int) -> str:
         "steps": f"{step:,}",
         "name": config.name,
         "concepts": f"{len(concepts):,}",
+        "lists": " and ".join(f"`training/{name}.txt`" for name in config.subjects),
         "colours": ", ".join(COLOURS),
         "results": _results(config),
     }
@@ -77,11 +79,36 @@ def _results(config: Config) -> str:
         return (
             "Not measured yet: `python -m training.evaluate` does, and a new export says so here."
         )
-    rows = "\n".join(f"| {k.replace('_', ' ')} | {v} |" for k, v in found["samples"].items())
+    rows = "\n".join(f"| {name} | {value} |" for name, value in measures(found))
     about = f"{found['pictures']} pictures, {found['steps']} steps, guidance {found['guidance']}"
     return (
-        f"{about}; the file says what the names mean.\n\n| measure | value |\n| --- | --- |\n{rows}"
+        f"{about}; `training/evaluate.py` says what the names mean.\n\n"
+        f"| measure | value |\n| --- | --- |\n{rows}"
     )
+
+
+def measures(found: dict) -> Iterator[tuple[str, str]]:
+    """(name, value) of what evaluate.py found, for people to read."""
+    for name, value in found["samples"].items():
+        yield name.replace("_", " "), _value(value)
+    off = found["top_attention_off"]
+    yield (
+        f"subject, with top self-attention and without ({off['pictures']} pictures)",
+        f"{off['with']['subject']} and {off['without']['subject']}",
+    )
+    fid = found.get("fid")
+    if fid:
+        known = fid["the_training_pictures_asked_for"]
+        yield (
+            f"FID of {fid['pictures']} pictures to {fid['reference_pictures']} training pictures",
+            f"{fid['samples']}, where as many training pictures have {known}",
+        )
+
+
+def _value(value: float | dict[str, float]) -> str:
+    if not isinstance(value, dict):
+        return str(value)
+    return f"{value['median']} (tenth {value['p10']}, nine tenths {value['p90']})"
 
 
 def _load_as_float32(config: Path) -> None:
