@@ -1,17 +1,22 @@
-"""Renders result files as the Markdown tables that README.md shows.
+"""Renders result files as the Markdown tables that the pages show.
 
-    python benchmarks/table.py            # rewrites the tables between the marks in README.md
+    python benchmarks/table.py            # rewrites the tables under the marks in PAGES
 
 A mark is a line such as ``<!-- table benchmarks/results/cpu.jsonl sd15 2048x2048 -->``; the table
-follows it, up to the next empty line. The words choose the one group of cells that has them all:
-its target, size, dtype, compilation and so on. A .json file is a record of the script that was
-there before ``tokendown bench``, and is one table.
+follows it, up to the next empty line. What the words do depends on the file:
+
+* ``.jsonl``, cells of ``tokendown bench``: they choose the one group of cells that has them all,
+  its target, size, dtype, compilation and so on.
+* ``.md``, a table of ``paper/``: quoted, they choose rows by what the first column begins with.
+* ``.json``: a plan of ``tokendown tune`` against its rivals, or a record of the script that was
+  there before ``tokendown bench``; one table, no words.
 """
 
 from __future__ import annotations
 
 import json
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +24,7 @@ from tokendown.bench.cells import read_cells
 from tokendown.bench.report import markdown_table, summarise
 
 ROOT = Path(__file__).resolve().parent.parent
+PAGES = ("README.md", "paper/README.md", "docs/how-it-works.md")
 MARK = re.compile(r"(<!-- table (\S+)(.*) -->\n)(?:.+\n)*")
 
 
@@ -26,12 +32,35 @@ def table(match: re.Match[str]) -> str:
     """The mark and what belongs under it."""
     mark, name, words = match.groups()
     path = ROOT / name
+    if path.suffix == ".md":
+        return mark + rows_of(path.read_text(), shlex.split(words))
     if path.suffix == ".json":
-        return mark + render_record(json.loads(path.read_text()))
+        record = json.loads(path.read_text())
+        return mark + (render_tuning(record) if "tuning" in record else render_record(record))
     groups = [g for g in summarise(read_cells(path)) if set(words.split()) <= words_of(g.key)]
     if len(groups) != 1:
         raise SystemExit(f"{name}{words}: {len(groups)} groups of cells; a table needs one")
     return mark + markdown_table(groups[0])
+
+
+def rows_of(text: str, beginnings: list[str]) -> str:
+    """The table of a page, or some of its rows."""
+    head, rule, *rows = [line for line in text.splitlines() if line.startswith("|")]
+    if beginnings:
+        rows = [row for start in beginnings for row in rows if row.startswith(f"| {start}")]
+        if len(rows) != len(beginnings):
+            raise SystemExit(f"{beginnings} choose {len(rows)} rows")
+    return "\n".join([head, rule, *rows]) + "\n"
+
+
+def render_tuning(record: dict[str, Any]) -> str:
+    """What each method gains and costs on held-out prompts."""
+    lines = ["| method | speed-up, FLOPs | error | PSNR, dB |", "| --- | --- | --- | --- |"]
+    for entry in record["entries"]:
+        if entry["name"] != "dense":
+            speedup, error, psnr = entry["speedup"], entry["error"], entry["psnr_db"]
+            lines.append(f"| {entry['name']} | {speedup:.2f} | {error:.2g} | {psnr:.1f} |")
+    return "\n".join(lines) + "\n"
 
 
 def words_of(key: dict[str, Any]) -> set[str]:
@@ -61,5 +90,6 @@ def fill(page: str) -> str:
 
 
 if __name__ == "__main__":
-    readme = ROOT / "README.md"
-    readme.write_text(fill(readme.read_text()))
+    for name in PAGES:
+        page = ROOT / name
+        page.write_text(fill(page.read_text()))
