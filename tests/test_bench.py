@@ -321,15 +321,18 @@ def test_random_weights_leave_nothing_without_values(kind):
 
 def test_the_gpu_preset_is_the_matrix():
     found = jobs.preset("gpu")
-    cases = {(j.shape, j.compile != "no", size[0]) for j in found for size in j.sizes}
+    cases = {(j.shape, j.compile, size[0]) for j in found for size in j.sizes}
     assert cases == {
-        (shape, compiled, size)
+        (shape, how, size)
         for shape in ("sd15", "sd21", "sdxl", "pixart-sigma")
-        for compiled in (False, True)
+        for how in ("no", "graph", "blocks")
         for size in (1024, 1536, 2048, 4096)
     }
     assert {j.dtype for j in found} == {"float16", "bfloat16"}
-    assert {j.backend for j in found} == {"best"}
+    assert {(j.compile, j.backend) for j in found} == {
+        ("graph", "default"), ("no", "best"), ("blocks", "best"),
+    }  # fmt: skip
+    assert {j.batch for j in found} == {2}
 
 
 # Errors

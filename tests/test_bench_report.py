@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from tokendown import BenchError, ConfigError
 from tokendown.bench import plot, report
 from tokendown.cli.app import app
+from tokendown.cli.bench import failures
 
 
 def cell(method, round_, seconds, **more):
@@ -102,11 +103,20 @@ def test_a_picture_is_drawn_or_the_package_named(tmp_path):
 # The command
 
 
-def test_a_failed_method_is_a_failed_command(tmp_path):
+def test_a_failed_method_is_shown_with_its_reason_and_is_no_failure_of_the_command(tmp_path):
     path = tmp_path / "a.jsonl"
     failed = cell("auto", 0, None, outcome="failed", why="ValueError: bad kernel")
     path.write_text("".join(json.dumps(c) + "\n" for c in [CELLS[0], failed]))
     shown = CliRunner().invoke(app, ["bench", "--show", str(path)])
-    assert shown.exit_code == 1
+    assert shown.exit_code == 0
     assert "auto: failed: ValueError: bad kernel" in shown.stdout
-    assert shown.stderr.splitlines()[-1].startswith("error: failed: auto at sd15 1024x1024")
+
+
+def test_what_failed_is_told_from_what_came_to_an_end_elsewhere():
+    def auto(outcome="measured", **changes):
+        return {**cell("auto", 0, 1.0, outcome=outcome), **changes}
+
+    assert failures([auto()]) == []
+    assert failures([auto("failed"), auto()]) == []
+    for changes in ({"height": 512}, {"compile": "graph"}, {"dtype": "x"}, {"batch": 9}):
+        assert failures([auto("failed"), auto(**changes)]) == ["auto at sd15 1024x1024"]

@@ -12,7 +12,7 @@ from rich import box
 from rich.table import Table
 
 from .._errors import ConfigError, GenerateError
-from ..bench.cells import FAILED, MEASURED, CellFile, read_cells
+from ..bench.cells import FAILED, GROUP, MEASURED, CellFile, read_cells
 from ..bench.jobs import Job, preset
 from ..bench.plot import check_plot, draw
 from ..bench.report import COLUMNS, Group, remarks, seconds_of, seconds_text, summarise, table
@@ -112,7 +112,7 @@ def bench(
     with politely(as_json):
         if plot is not None:
             check_plot(plot)
-        complete = True
+        complete, failed = True, []
         if show is not None:
             cells = read_cells(show)
         else:
@@ -120,6 +120,7 @@ def bench(
             file = CellFile(resume or out_file, resume=resume is not None)
             complete = _measure(jobs, file, Deadline(minutes), as_json)
             cells = file.cells
+            failed = failures(cells)
         groups = summarise(cells)
         if plot is not None:
             draw(groups, plot)
@@ -130,7 +131,8 @@ def bench(
                 _print(group)
         if plot is not None and not as_json:
             out().print(str(plot), markup=False, soft_wrap=True)
-        _complain(cells)
+        if failed:
+            raise GenerateError(f"failed: {', '.join(failed)}; the reasons are in the table")
 
 
 def read_jobs(given: Mapping[str, Any]) -> list[Job]:
@@ -218,18 +220,15 @@ def _print(group: Group) -> None:
     console.print()
 
 
-def _complain(cells: list[dict[str, Any]]) -> None:
-    """A benchmark in which a method failed has failed, however much of it is good.
+def failures(cells: list[dict[str, Any]]) -> list[str]:
+    """Methods that never came to an end; with ``--resume`` they are tried again.
 
-    Raises:
-        GenerateError: naming the methods; they are tried again with ``--resume``.
+    A benchmark in which one failed has failed, however much of it is good.
     """
-    done = {(c["target"], c["width"], c["method"], c["round"]) for c in cells
-            if c["outcome"] == MEASURED}  # fmt: skip
-    failed = {
-        f"{c['method']} at {c['target']} {c['width']}x{c['height']}"
-        for c in cells
-        if c["outcome"] == FAILED and (c["target"], c["width"], c["method"], c["round"]) not in done
-    }
-    if failed:
-        raise GenerateError(f"failed: {', '.join(sorted(failed))}; the reasons are in the table")
+
+    def place(cell: dict[str, Any]) -> tuple[Any, ...]:
+        return (*(cell[name] for name in GROUP), cell["method"], cell["round"])
+
+    done = {place(cell) for cell in cells if cell["outcome"] == MEASURED}
+    failed = [c for c in cells if c["outcome"] == FAILED and place(c) not in done]
+    return sorted({f"{c['method']} at {c['target']} {c['width']}x{c['height']}" for c in failed})
