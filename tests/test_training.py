@@ -383,7 +383,7 @@ def test_distortions_are_never_alike_and_stay_in_range(shapes):
 
 def test_the_classifier_learns_and_is_kept(shapes, tmp_path, monkeypatch):
     monkeypatch.setattr("training.config.CACHE", tmp_path)
-    monkeypatch.setattr(classifier, "STEPS", 40)
+    monkeypatch.setattr(classifier, "STEPS_A_CONCEPT", 14)
     monkeypatch.setattr(classifier, "BATCH", 24)
     found, measured = classifier.trained(TINY, shapes)
     assert measured["right_on_training_pictures"] == 1

@@ -21,9 +21,9 @@ from .data import Pictures, lay_over
 from .state import load, save
 
 SIDE = 64  # pixels; pictures are averaged down to it
-STEPS = 600
+STEPS_A_CONCEPT = 11
 BATCH = 64
-VERSION = 1  # of the recipe; another one is trained anew
+VERSION = 2  # of the recipe; another one is trained anew
 
 
 class Classifier(nn.Module):
@@ -109,7 +109,7 @@ def trained(config: Config, pictures: Pictures) -> tuple[Classifier, dict]:
     if meta.get("names") == names and meta.get("version") == VERSION:
         model.load_state_dict(tensors)
         return model.eval(), meta["measured"]
-    measured = train(model, pictures, STEPS)
+    measured = train(model, pictures, STEPS_A_CONCEPT * len(names))
     save(folder, model.state_dict(), {"names": names, "version": VERSION, "measured": measured})
     return model, measured
 

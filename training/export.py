@@ -122,5 +122,12 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("config", choices=CONFIGS)
     parser.add_argument("--target", type=Path, default=TARGET)
+    parser.add_argument(
+        "--card", type=int, metavar="STEP", help="only the card, of weights that STEP steps made"
+    )
     arguments = parser.parse_args()
-    export(CONFIGS[arguments.config], arguments.target)
+    chosen = CONFIGS[arguments.config]
+    if arguments.card is None:
+        export(chosen, arguments.target)
+    else:
+        (arguments.target / "README.md").write_text(card(chosen, arguments.card), "utf-8")
