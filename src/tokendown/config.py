@@ -21,9 +21,10 @@ def cells_of(method: Method) -> CellMethod:
 # The published set-up always leaves 4096 keys of a square image: factor 2, 3, 4 at 1024, 1536 and
 # 2048 pixels of Stable Diffusion 1.5. Source: arXiv:2402.13573 and its authors' public demo.
 PAPER_BUDGET = 4096
-# With 1024 grid keys a step of SD 1.5 costs 12 % more than one without self-attention at 1024
-# pixels, with 4096 (its second level stays dense there) 32 % more. Measured: paper/LOG.md.
-AUTO_BUDGET = 1024
+# By FLOPs a step of SD 1.5 gains 1.59x with 3072 keys at 1024 pixels and 3.47x at 2048 (the paper's
+# rule: 1.39x and 2.59x), at about the paper's error. 1024 keys gain 3 and 7 % more, and cost more
+# quality than that is worth. Measured: paper/LOG.md.
+AUTO_BUDGET = 3072
 AUTO_ANCHORS = 32
 
 
@@ -40,7 +41,7 @@ class PatchConfig:
             a dict maps a layer's own downsampling, relative to the finest token grid of the model,
             to its factor, e.g. ``{1: 4, 2: 2}``. Range: >= 1; 1 leaves a layer dense.
         budget: most grid keys that a layer may keep, >= 1; a layer gets the smallest factor that
-            brings it there. None means the preset's own: 1024, or 4096 with ``"paper"``. Without
+            brings it there. None means the preset's own: 3072, or 4096 with ``"paper"``. Without
             effect where ``factor`` is given.
         anchors: tokens off the grid that are kept as well, the longest before the norm, >= 0.
             None means 32, or 0 with the preset ``"paper"``.
