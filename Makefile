@@ -30,16 +30,22 @@ demo: setup
 	$(DEMO) --dense --out out/demo/draft
 	$(DEMO) --image out/demo/draft/*.png --size 512x512 --set strength=0.6 --compare --out out/demo
 
-# Every table and figure of paper/ again, from the shipped model. QUICK=--quick tries the scripts.
+# The tables and figures of paper/ again, with fewer pictures than a GPU makes of them, into out/paper; an
+# hour or two on two cores. QUICK=--quick tries the scripts in minutes.
+TUNE := $(BIN)/tokendown tune --like paper --size 512x512 --out out/paper/tune
 paper: setup
 	$(BIN)/python scripts/fetch_metrics.py
-	$(BIN)/python -m paper.sinks $(if $(QUICK),$(QUICK),--rounds 3 --json paper/results/sinks.json)
-	$(BIN)/python -m paper.terrain_table $(QUICK)
-	$(BIN)/python -m paper.levels $(QUICK)
-	$(BIN)/python -m paper.jitter $(QUICK)
-	$(BIN)/python -m paper.caches $(QUICK)
-	$(BIN)/python -m paper.table1 $(QUICK)
-	$(BIN)/python -m paper.figure4 $(if $(QUICK),$(QUICK),--prompts 2)
+	$(BIN)/python docs/figures/selection.py
+	$(BIN)/python -m paper.sinks $(if $(QUICK),$(QUICK),--rounds 3 --json out/paper/sinks.json)
+	$(BIN)/python -m paper.terrain_table $(if $(QUICK),$(QUICK),--json out/paper/terrain_table.json)
+	$(BIN)/python -m paper.levels --out out/paper $(if $(QUICK),$(QUICK),--count 2)
+	$(BIN)/python -m paper.jitter --out out/paper $(if $(QUICK),$(QUICK),--count 2)
+	$(BIN)/python -m paper.builtin_table --out out/paper $(if $(QUICK),$(QUICK),--count 1 --steps 10 --phases 4)
+	$(BIN)/python -m paper.caches --out out/paper $(QUICK)
+	$(BIN)/python -m paper.ceilings --out out/paper $(QUICK)
+	$(BIN)/python -m paper.table1 --out out/paper $(if $(QUICK),$(QUICK),--count 2)
+	$(BIN)/python -m paper.figure4 --out out/paper $(if $(QUICK),$(QUICK),--prompts 2)
+	$(if $(QUICK),,$(TUNE) --steps 6 --quick)
 
 # The built-in model anew, on a CUDA card; what it ends with ships. Again where it was cut off.
 train-gpu: setup

@@ -1,4 +1,4 @@
-"""Every way of choosing keys, on the self-attention of the built-in model.
+"""Every way of choosing keys, on the self-attention of the built-in model or of another U-Net.
 
     python -m paper.builtin_table                # paper/results/builtin_table.json and .md
     python -m paper.builtin_table --size 512 --count 2 --steps 10 --phases 4
@@ -22,7 +22,7 @@ import torch
 from diffusers.models.attention_processor import Attention
 from paper.choices import FACTORS, Choice, Keys, rows, table
 from paper.levels import errors
-from paper.report import add_device, environment, exact, spread, write
+from paper.report import add_model, environment, exact, folder, spread, write
 from paper.table1 import PROMPTS
 from paper.terrain import Site
 from torch import Tensor, nn
@@ -30,7 +30,6 @@ from torch import Tensor, nn
 from tokendown import generate as gen
 from tokendown.adapters.families import make_plan
 from tokendown.grid import Grid
-from tokendown.models import builtin
 
 
 class Processor:
@@ -97,8 +96,7 @@ def measure(
 ) -> Iterator[dict[str, Any]]:
     """One record a choice, with the error of each picture."""
     finest = [layer.name for layer in make_plan(pipe.unet, None).layers if layer.downsample == 1]
-    cell = builtin.NATIVE // pipe.unet.config.sample_size
-    grid = Grid(request.height // cell, request.width // cell)
+    grid = Grid(*(side // pipe.vae_scale_factor for side in (request.height, request.width)))
     dense = latents(pipe, request, prompts)
     found: dict[Choice, list[float]] = {}
     for factor in factors:
@@ -113,33 +111,35 @@ def measure(
 def main() -> None:
     """Measures; writes after every factor, prints the table in the end."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--size", type=int, default=builtin.NATIVE, help="pixels, square")
-    parser.add_argument("--steps", type=int, default=builtin.STEPS)
+    parser.add_argument("--size", type=int, help="pixels, square; default: the model's own")
+    parser.add_argument("--steps", type=int, help="default: the model's own")
     parser.add_argument("--count", type=int, default=4, help="of the prompts")
     parser.add_argument("--phases", type=int, default=16, help="most of them that are tried, >= 2")
     parser.add_argument("--factors", type=int, nargs="+", default=FACTORS)
-    add_device(parser)
+    add_model(parser)
     parser.add_argument("--quick", action="store_true", help="a trial of the script; no file")
     a = parser.parse_args()
     if a.quick:
         a.steps, a.count, a.phases, a.factors = 1, 1, 2, (2, 3)
+    out = folder(a)
     exact()
     pipe, request = gen.open_pipeline(
         gen.Request(
-            width=a.size, height=a.size, steps=a.steps, config=None,
+            model=a.model, width=a.size, height=a.size, steps=a.steps, config=None,
             device=a.device, dtype="float32",
         )
     )  # fmt: skip
     pipe.set_progress_bar_config(disable=True)
     prompts = PROMPTS[: a.count]
     about = (
-        f"Mean squared error over the variance of the dense latents, {a.size} x {a.size}, "
-        f"{a.steps} steps, {a.count} prompts; median (lowest to highest) over pictures, in the "
-        f"first row also over at most {a.phases} phases."
+        f"Mean squared error over the variance of the dense latents, {request.width} x "
+        f"{request.height}, {request.steps} steps, {a.count} prompts; median (lowest to highest) "
+        f"over pictures, in the first row also over at most {a.phases} phases."
     )
-    settings = {"size": a.size, "steps": a.steps, "guidance": request.guidance, "prompts": prompts,
-                "phases": a.phases, "dtype": request.dtype}  # fmt: skip
-    name = "builtin_table" if a.size == builtin.NATIVE else f"builtin_table-{a.size}"
+    settings = {"model": a.model, "size": request.width, "steps": request.steps,
+                "guidance": request.guidance, "prompts": prompts, "phases": a.phases,
+                "dtype": request.dtype}  # fmt: skip
+    name = "builtin_table" if a.size is None else f"builtin_table-{a.size}"
     records: list[dict[str, Any]] = []
     text = about
     for record in measure(pipe, request, prompts, tuple(a.factors), a.phases):
@@ -148,7 +148,7 @@ def main() -> None:
         if not a.quick:
             whole = {"command": "python -m paper.builtin_table", "settings": settings,
                      "environment": environment(request.device), "errors": records}  # fmt: skip
-            write(a.out / f"{name}.json", whole, text)
+            write(out / f"{name}.json", whole, text)
     print(text)
 
 

@@ -29,7 +29,7 @@ from diffusers import (
     TaylorSeerCacheConfig,
 )
 from diffusers.hooks.first_block_cache import FBCHeadBlockHook
-from paper.report import add_device, environment, markdown, write
+from paper.report import add_device, environment, folder, markdown, write
 from torch.utils.flop_counter import FlopCounterMode
 
 from tokendown import apply_patch
@@ -201,7 +201,7 @@ def main() -> None:
         "command": "python -m paper.caches", "model": FLUX.name, "steps": a.steps,
         "computed_first": COMPUTED, "factor": FACTOR, "anchors": 32, **environment(), "rows": found,
     }  # fmt: skip
-    write(a.out / "caches.json", record, table(found))
+    write(folder(a) / "caches.json", record, table(found))
 
 
 if __name__ == "__main__":

@@ -14,11 +14,10 @@ was; of models that were timed in part, a model of that many blocks.
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from diffusers import Flux2Transformer2DModel
-from paper.report import RESULTS, environment, markdown, write
+from paper.report import RESULTS, add_device, environment, folder, markdown, write
 
 from tokendown import PatchConfig, summary
 from tokendown.adapters.families import make_plan
@@ -116,14 +115,15 @@ def table(rows: list[dict[str, Any]]) -> str:
 def main() -> None:
     """Counts, prints, writes."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the files")
+    add_device(parser)
     parser.add_argument("--quick", action="store_true", help="a trial of the script; no file")
     a = parser.parse_args()
+    out = folder(a)
     rows = [measure(case) for case in (CASES[3:4] if a.quick else CASES)]
     print(table(rows))
     if not a.quick:
         record = {"anchors": ANCHORS, "batch": 1, "environment": environment(), "rows": rows}
-        write(a.out / "ceilings.json", record, table(rows))
+        write(out / "ceilings.json", record, table(rows))
 
 
 if __name__ == "__main__":

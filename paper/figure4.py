@@ -16,7 +16,7 @@ import json
 from pathlib import Path
 from statistics import fmean
 
-from paper.report import add_device, environment, exact
+from paper.report import RESULTS, add_model, environment, exact, folder
 from PIL import Image, ImageDraw, ImageFont
 
 from tokendown import generate as gen
@@ -26,7 +26,6 @@ from tokendown.analyze.prompts import PROMPTS
 from tokendown.analyze.report import similarity_map
 from tokendown.analyze.svg import colour
 from tokendown.cli.options import parse_size
-from tokendown.models import builtin
 
 HERE = Path(__file__).parent
 
@@ -82,12 +81,10 @@ def numbers(analysis: Analysis) -> dict[str, object]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default=builtin.NAME)
     parser.add_argument("--size", help="WIDTHxHEIGHT")
     parser.add_argument("--steps", type=int)
     parser.add_argument("--prompts", type=int, default=4, help="how many of the fixed ones")
-    add_device(parser, out=False)
-    parser.add_argument("--out", type=Path, help="one folder for map and numbers")
+    add_model(parser)
     parser.add_argument("--quick", action="store_true")
     arguments = parser.parse_args()
     width, height = parse_size(arguments.size)
@@ -107,9 +104,10 @@ def main() -> None:
         print(f"{mean:6.3f}  {name}")
     if arguments.quick:
         return
-    figures, results = (arguments.out or HERE / name for name in ("figures", "results"))
-    for folder in (figures, results):
-        folder.mkdir(parents=True, exist_ok=True)
+    results = folder(arguments)
+    figures = HERE / "figures" if results == RESULTS else results
+    for place in (figures, results):
+        place.mkdir(parents=True, exist_ok=True)
     draw(analysis).save(figures / "figure4.png")
     (figures / "figure4.svg").write_text(similarity_map(analysis) + "\n")
     record = {**numbers(analysis), "environment": environment(request.device)}

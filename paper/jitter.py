@@ -18,13 +18,12 @@ from statistics import fmean
 
 import torch
 from paper.levels import errors, latents
-from paper.report import add_device, environment, exact, markdown, write
+from paper.report import add_model, environment, exact, folder, markdown, write
 from paper.table1 import PROMPTS
 
 from tokendown import PatchConfig, apply_patch
 from tokendown import generate as gen
 from tokendown.jitter import Place
-from tokendown.models import builtin
 
 FACTORS = (2, 4, 8)
 CORNERS = ((0, 0), (15, 15), (0, 15), (15, 0))
@@ -75,15 +74,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--count", type=int, default=4, help="of the prompts")
-    add_device(parser)
+    add_model(parser)
     parser.add_argument("--quick", action="store_true", help="a trial of the script; no file")
     a = parser.parse_args()
     factors = FACTORS
     if a.quick:
         a.steps, a.count, factors = 1, 1, (2,)
+    out = folder(a)
     exact()
     pipe, request = gen.open_pipeline(
-        gen.Request(steps=a.steps, config=None, device=a.device, dtype="float32")
+        gen.Request(model=a.model, steps=a.steps, config=None, device=a.device, dtype="float32")
     )
     pipe.set_progress_bar_config(disable=True)
     prompts = PROMPTS[: a.count]
@@ -101,10 +101,10 @@ def main() -> None:
     table = markdown(["kept token of a cell", *(f"factor {factor}" for factor in factors)], lines)
     print(table)
     if not a.quick:
-        record = {"model": builtin.NAME, "size": request.width, "steps": a.steps,
+        record = {"model": a.model, "size": request.width, "steps": a.steps,
                   "prompts": list(prompts), "dtype": request.dtype,
                   "environment": environment(request.device), "rows": rows}  # fmt: skip
-        write(a.out / "jitter.json", record, table)
+        write(out / "jitter.json", record, table)
 
 
 def _cell(found: list[float]) -> str:

@@ -17,7 +17,7 @@ import argparse
 from typing import Any
 
 import torch
-from paper.report import add_device, environment, exact, markdown, spread, write
+from paper.report import add_model, environment, exact, folder, markdown, spread, write
 from paper.table1 import PROMPTS
 from torch import Tensor
 
@@ -26,7 +26,6 @@ from tokendown import generate as gen
 from tokendown.adapters.families import make_plan
 from tokendown.bench.methods import without_attention
 from tokendown.config import Method
-from tokendown.models import builtin
 
 FACTORS = (2, 4, 8)
 KEYS: tuple[tuple[Method, int], ...] = (
@@ -94,18 +93,19 @@ def table(found: list[dict[str, Any]]) -> str:
 def main() -> None:
     """Measures and writes."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--size", type=int, default=builtin.NATIVE, help="pixels, square")
-    parser.add_argument("--steps", type=int, default=builtin.STEPS)
+    parser.add_argument("--size", type=int, help="pixels, square; default: the model's own")
+    parser.add_argument("--steps", type=int, help="default: the model's own")
     parser.add_argument("--count", type=int, default=4, help="of the prompts")
-    add_device(parser)
+    add_model(parser)
     parser.add_argument("--quick", action="store_true", help="a trial of the script; no file")
     a = parser.parse_args()
     if a.quick:
         a.steps, a.count = 1, 1
+    out = folder(a)
     exact()
     pipe, request = gen.open_pipeline(
         gen.Request(
-            width=a.size, height=a.size, steps=a.steps, config=None,
+            model=a.model, width=a.size, height=a.size, steps=a.steps, config=None,
             device=a.device, dtype="float32",
         )
     )  # fmt: skip
@@ -114,11 +114,12 @@ def main() -> None:
     found = rows(pipe, request, prompts)
     if a.quick:
         return
-    settings = {"size": a.size, "steps": a.steps, "guidance": request.guidance, "prompts": prompts}
+    settings = {"model": a.model, "size": request.width, "steps": request.steps,
+                "guidance": request.guidance, "prompts": prompts}  # fmt: skip
     record = {"command": "python -m paper.levels", **settings, "dtype": request.dtype,
               **environment(request.device), "rows": found}  # fmt: skip
-    name = "levels" if a.size == builtin.NATIVE else f"levels-{a.size}"
-    write(a.out / f"{name}.json", record, table(found))
+    name = "levels" if a.size is None else f"levels-{a.size}"
+    write(out / f"{name}.json", record, table(found))
 
 
 if __name__ == "__main__":

@@ -16,8 +16,10 @@ from typing import Any
 import torch
 
 from tokendown.bench.machine import hardware
+from tokendown.models import builtin
 
 RESULTS = Path(__file__).parent / "results"
+OTHERS = Path("out/paper")  # of models that the project does not ship
 
 
 def spread(values: Sequence[float]) -> dict[str, Any]:
@@ -26,11 +28,28 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
     return {"median": statistics.median(runs), "low": min(runs), "high": max(runs), "runs": runs}
 
 
-def add_device(parser: argparse.ArgumentParser, out: bool = True) -> None:
+def add_device(parser: argparse.ArgumentParser) -> None:
     """The options of every script that computes: ``--device``, and ``--out``, a folder."""
     parser.add_argument("--device", default="cpu", help="cpu, cuda, mps or auto")
-    if out:
-        parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the files")
+    parser.add_argument("--out", type=Path, help="folder for the files")
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """``--model``, and the options of :func:`add_device`."""
+    parser.add_argument("--model", default=builtin.NAME, help="hub id or diffusers folder")
+    add_device(parser)
+
+
+def folder(a: argparse.Namespace) -> Path:
+    """Where the files go: the results of the project are those of the model that it ships.
+
+    Says so, where they are those of another one.
+    """
+    model = getattr(a, "model", builtin.NAME)
+    if model == builtin.NAME:
+        return a.out or RESULTS
+    print(f"{model}: these numbers were not made by the project", flush=True)
+    return a.out or OTHERS
 
 
 def exact() -> None:

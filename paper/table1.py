@@ -25,7 +25,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from paper.report import add_device, environment, exact, markdown, spread, write
+from paper.report import add_model, environment, exact, folder, markdown, spread, write
 
 from tokendown import generate as gen
 from tokendown import quality, sheets
@@ -277,7 +277,6 @@ def about(record: dict[str, Any]) -> str:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default=builtin.NAME)
     parser.add_argument("--size", type=int, nargs="+", help="pixels; every ratio at each")
     parser.add_argument("--count", type=int, default=4, help="of the prompts there")
     parser.add_argument("--steps", type=int, help="there; default: the model's own")
@@ -287,10 +286,10 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--kept-steps", type=int, default=4, help="of a picture there")
     parser.add_argument("--prompts", type=Path, help="a file, one a line")
     parser.add_argument("--json", type=Path, help="default: table1.json in the folder --out")
-    add_device(parser)
+    add_model(parser)
     parser.add_argument("--quick", action="store_true", help="a trial of the script; no file")
     a = parser.parse_args()
-    a.json = a.json or a.out / "table1.json"
+    a.json = a.json or folder(a) / "table1.json"
     if a.quick:
         a.size, a.steps, a.count, a.seeds, a.kept = [192], 1, 1, 1, 0
     return a

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from paper import builtin_table, choices, levels, table1
+from paper import builtin_table, choices, levels, report, table1
 from paper.terrain import Site
 
 import tiny
@@ -27,7 +28,17 @@ ROOT = Path(__file__).parent.parent
 @pytest.mark.weights
 @pytest.mark.parametrize(
     "script",
-    ["sinks", "terrain_table", "builtin_table", "levels", "jitter", "table1", "figure4", "caches"],
+    [
+        "sinks",
+        "terrain_table",
+        "builtin_table",
+        "levels",
+        "jitter",
+        "table1",
+        "figure4",
+        "caches",
+        "ceilings",
+    ],
 )
 def test_script(script):
     before = files()
@@ -142,3 +153,14 @@ def files() -> dict[Path, int]:
     """What is there, and when it was changed."""
     kinds = (".json", ".md", ".png", ".svg")
     return {p: p.stat().st_mtime_ns for p in (ROOT / "paper").rglob("*") if p.suffix in kinds}
+
+
+def test_numbers_of_other_models_do_not_go_among_ours(tmp_path, capsys):
+    parser = argparse.ArgumentParser()
+    report.add_model(parser)
+    assert report.folder(parser.parse_args([])) == report.RESULTS
+    assert capsys.readouterr().out == ""
+    other = parser.parse_args(["--model", "some/model"])
+    assert report.folder(other) == report.OTHERS
+    assert capsys.readouterr().out == "some/model: these numbers were not made by the project\n"
+    assert report.folder(parser.parse_args(["--out", str(tmp_path)])) == tmp_path
