@@ -10,7 +10,7 @@ from tests import tiny, tiny_pipelines
 from tests.test_cli import run, run_for_error
 from tests.test_films import frames_of, generate
 
-from tokendown import pictures
+from tokendown import captions, pictures
 from tokendown.cli.options import parse_parameters
 
 # Pictures that go in
@@ -121,7 +121,7 @@ def test_a_pipeline_without_such_a_sibling_says_so(saved, originals, tmp_path):
     assert not (tmp_path / "o").exists()
 
 
-def test_comparison_from_a_picture_warms_up_with_steps_enough(saved, originals, tmp_path):
+def test_comparison_from_a_picture(saved, originals, tmp_path, monkeypatch):
     def make(files):
         return tiny.sd_pipeline(files, kind="StableDiffusionImg2ImgPipeline")
 
@@ -134,10 +134,23 @@ def test_comparison_from_a_picture_warms_up_with_steps_enough(saved, originals, 
         "--steps",
         8,
     )
-    words = (*words, "--set", "strength=0.3", "--factor", 2, "--out", tmp_path, "--compare")
-    [numbers] = generate(*words)["images"]
+    words = (*words, "--set", "strength=0.3", "--out", tmp_path, "--compare")
+    said = []
+
+    def sheet(dense, patched, foot):
+        said.append((dense[1], patched[1], foot[-1]))
+        return dense[0]
+
+    monkeypatch.setattr(captions, "side_by_side", sheet)
+    generate(*words, "--budget", 64)
+    [numbers] = generate(*words, "--factor", 2)["images"]
     assert len(numbers["step_seconds"]["dense"]) == 2  # of 8 steps the last 0.3
     assert numbers["psnr_db"] > 5
+    assert all("2 of 8 steps" in foot for *_, foot in said)
+    assert all(patched.startswith("factor 2, 32 anchors: ") for _, patched, _ in said)
+    monkeypatch.setattr("tokendown.config.AUTO_BUDGET", 64)
+    generate(*words)
+    assert said[-1][1].startswith("auto (factor 2, 32 anchors): ")
 
 
 def test_a_film_from_a_picture(saved, originals, tmp_path):

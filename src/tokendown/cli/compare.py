@@ -13,6 +13,7 @@ from rich.table import Table
 
 from .. import captions, pictures, quality
 from .. import generate as gen
+from ..config import PatchConfig
 from ..summary import Summary
 from ..tuned import TunedPlan
 from .output import out
@@ -158,7 +159,14 @@ def _patch_name(result: gen.Comparison) -> str:
         return "patched (changes nothing at this size)"
     if isinstance(config, TunedPlan):
         return f"tuned plan, factors {', '.join(map(str, factors))}"
-    return f"factor {' and '.join(map(str, factors))}, {config.anchors} anchors"
+    how = f"factor {' and '.join(map(str, factors))}, {config.anchors} anchors"
+    return f"{config.preset} ({how})" if config == PatchConfig(preset=config.preset) else how
+
+
+def _steps(result: gen.Comparison) -> str:
+    """A pipeline that is given a picture takes only the last of its steps."""
+    asked, taken = result.patched.request.steps, len(result.patched.step_seconds)
+    return f"{taken} of {asked} steps" if taken and taken != asked else f"{asked} steps"
 
 
 def _foot(result: gen.Comparison, numbers: dict[str, Any]) -> list[str]:
@@ -169,5 +177,5 @@ def _foot(result: gen.Comparison, numbers: dict[str, Any]) -> list[str]:
         keys_text(result.summary) or "no fewer keys",
         f"{json.dumps(request.prompt, ensure_ascii=False)}, {request.width} x {request.height}, "
         + (f"{request.frames} frames, " if request.frames is not None else "")
-        + f"steps: {request.steps}, seed: {request.seed}, {request.dtype} on {request.device}",
+        + f"{_steps(result)}, seed {request.seed}, {request.dtype} on {request.device}",
     ]
