@@ -15,6 +15,7 @@ from .report import Group
 
 _SUFFIXES = (".png", ".pdf", ".svg")
 _GAP = 1.0  # between the bars of two sizes, in bars
+_LONG = 3  # panels that fit one below the other; more go in two columns
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,9 @@ def layout(groups: list[Group]) -> list[Panel]:
 def _setting(group: Group) -> str:
     key = group.key
     what = "step" if key["what"] == "step" else "picture"
-    compiled = "" if key["compile"] == "no" else f", compiled {key['compile']}"
+    compiled = {"no": "", "graph": ", as a CUDA graph"}.get(
+        key["compile"], f", compiled {key['compile']}"
+    )
     blocks = f", {key['blocks']} blocks timed" if key["blocks"] else ""
     return (
         f"{key['target']}, {what}, {key['dtype']}{compiled}{blocks}\n"
@@ -111,7 +114,7 @@ def check_plot(path: Path) -> None:
 
 
 def draw(groups: list[Group], path: Path) -> None:
-    """Draws the panels one below the other.
+    """Draws the panels below and beside each other.
 
     Raises:
         ConfigError, BenchError: as ``check_plot`` and ``layout``.
@@ -125,9 +128,12 @@ def draw(groups: list[Group], path: Path) -> None:
     palette = colormaps["tab10" if len(methods) <= 10 else "tab20"]
     colours = {method: palette(number % palette.N) for number, method in enumerate(methods)}
     widest = max(panel.bars[-1].x for panel in panels)
-    figure = Figure(figsize=(max(6.0, 2.0 + 0.35 * widest), 3.4 * len(panels)), dpi=150)
+    columns = 1 if len(panels) <= _LONG else 2
+    rows = -(-len(panels) // columns)
+    size = (columns * max(6.0, 2.0 + 0.35 * widest), 3.4 * rows)
+    figure = Figure(figsize=size, dpi=150 if columns == 1 else 100)
     for number, panel in enumerate(panels, start=1):
-        _draw_panel(figure.add_subplot(len(panels), 1, number), panel, colours)
+        _draw_panel(figure.add_subplot(rows, columns, number), panel, colours)
     figure.tight_layout()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -146,8 +152,10 @@ def _draw_panel(axes: Any, panel: Panel, colours: dict[str, Any]) -> None:
             bar.x, bar.speedup, width=0.9, color=colours[bar.method], label=label, yerr=spread,
             error_kw={"elinewidth": 0.8},
         )  # fmt: skip
-        top = max(bar.high, bar.predicted or 0.0)
-        axes.annotate(f"{bar.speedup:.2f}", (bar.x, top), ha="center", va="bottom", fontsize=7)
+        axes.annotate(
+            f"{bar.speedup:.2f}", (bar.x, bar.low), (0, -2), textcoords="offset points",
+            ha="center", va="top", fontsize=7, color="white",
+        )  # fmt: skip
     known = [bar for bar in panel.bars if bar.predicted is not None]
     axes.plot(
         [bar.x for bar in known], [bar.predicted for bar in known], "k_", ms=9, label="by FLOPs"
