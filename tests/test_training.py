@@ -22,6 +22,7 @@ from training import (
     data,
     evaluate,
     export,
+    graphs,
     judge,
     model,
     optimiser,
@@ -33,6 +34,8 @@ from training import (
 from training.autoencoder import build
 from training.config import CPU, GPU, Batch, Stage, TextConfig, UnetConfig
 from training.latents import Latents
+
+from device import needs_cuda
 
 TINY = dataclasses.replace(
     CPU,
@@ -600,3 +603,25 @@ def test_the_card_says_what_was_measured():
     )
     assert not any("{" in value for value in lines.values())
     assert sum("FID" in name or "without" in name for name in lines) == 2
+
+
+@needs_cuda
+def test_a_recorded_step_has_the_gradients_of_an_eager_one():
+    """For every kind of batch, with the input of the moment."""
+    layer = torch.nn.Linear(4, 3).cuda()
+
+    def loss(batch, x, tokens):
+        return (layer(x) * batch.below - tokens).square().mean()
+
+    weights = list(layer.parameters())
+    eager, recorded = graphs.Eager(loss, weights), graphs.Graphs(loss, weights)
+    for below in (1.0, 0.5, 1.0):
+        batch = Batch(1, 2, 1, below)
+        x, tokens = torch.randn(2, 4).cuda(), torch.arange(6).view(2, 3).cuda()
+        found = []
+        for way in (eager, recorded):
+            for weight in weights:
+                weight.grad = None
+            found.append([way.of(batch, x, tokens), *(w.grad.clone() for w in weights)])
+        for a, b in zip(*found, strict=True):
+            torch.testing.assert_close(a, b)
