@@ -25,11 +25,11 @@ check: setup
 	$(BIN)/mypy
 
 # A draft at the size that the model was trained at, then enlarged and refined: dense, and with fewer keys.
-DEMO := $(BIN)/tokendown generate "sailboat on a black background" --seed 1
+DEMO := $(BIN)/tokendown generate "castle on a yellow background" --seed 1
 demo: setup
 	@rm -rf out/demo/draft
-	$(DEMO) --dense --out out/demo/draft
-	$(DEMO) --image out/demo/draft/*.png --size 512x512 --set strength=0.6 --compare --out out/demo
+	$(DEMO) --dense --steps 12 --out out/demo/draft
+	$(DEMO) --image out/demo/draft/*.png --size 512x512 --set strength=0.5 --compare --out out/demo
 
 # The tables and figures of paper/ again, with fewer pictures than a GPU makes of them, into out/paper; an
 # hour or two on two cores. QUICK=--quick tries the scripts in minutes.
