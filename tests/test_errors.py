@@ -232,7 +232,7 @@ def test_a_config_keeps_its_own_factors():
 
 
 def test_defaults():
-    assert (PatchConfig().anchors, PatchConfig().budget) == (32, 1024)
+    assert (PatchConfig().anchors, PatchConfig().budget) == (32, 3072)
     paper = PatchConfig(preset="paper")
     assert (paper.anchors, paper.budget) == (0, 4096)
     assert PatchConfig(preset="paper", anchors=4).anchors == 4
@@ -255,7 +255,7 @@ def test_a_size_at_which_nothing_changes_is_said_once(caplog):
             assert torch.equal(tiny.run(model, 8, 12), dense)
         (message,) = said(caplog)
         assert "8x12, 96 tokens" in message
-        assert "1024" in message
+        assert "3072" in message
         tiny.run(model, 8, 10)
         assert len(said(caplog)) == 2  # another size
         tiny.run(model, 8, 12)
