@@ -161,9 +161,9 @@ def rows(names: list[str], side: int, steps: int) -> list[dict[str, Any]]:
             {
                 "cache": name,
                 "size": side,
-                "alone": round(alone, 3),
-                "with_factor_2": round(both, 3),
-                "product": round(alone * dense / sum(flops["none", True]), 3),
+                "alone": round(alone, 4),
+                "with_factor_2": round(both, 4),
+                "product": round(alone * dense / sum(flops["none", True]), 4),
                 "tflops_a_step": [round(f / 1e12, 2) for f in flops[name, False]],
                 "tflops_a_step_with_factor_2": [round(f / 1e12, 2) for f in flops[name, True]],
             }

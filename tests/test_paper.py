@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from paper import builtin_table, choices, levels, report, table1
+from paper import builtin_table, ceilings, choices, levels, report, table1
 from paper.terrain import Site
 
 import tiny
@@ -164,3 +164,22 @@ def test_numbers_of_other_models_do_not_go_among_ours(tmp_path, capsys):
     assert report.folder(other) == report.OTHERS
     assert capsys.readouterr().out == "some/model: these numbers were not made by the project\n"
     assert report.folder(parser.parse_args(["--out", str(tmp_path)])) == tmp_path
+
+
+def test_tables_are_those_of_their_records():
+    """The pages show the Markdown files; these come from the JSON beside them."""
+
+    def both(name):
+        place = report.RESULTS / name
+        text = place.with_suffix(".md").read_text().strip()
+        return json.loads(place.with_suffix(".json").read_text()), text
+
+    record, text = both("levels")
+    assert levels.table(record["rows"]) == text
+    record, text = both("ceilings")
+    assert ceilings.table(record["rows"]) == text
+    record, text = both("table1")
+    assert table1.about(record) == text
+    for name in ("builtin_table", "builtin_table-512", "builtin_table-1024", "terrain_table"):
+        record, text = both(name)
+        assert text.endswith(choices.table(record["errors"]))
