@@ -18,12 +18,10 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from typing import Any
 
-import torch
 from diffusers.models.attention_processor import Attention
 from paper.choices import FACTORS, Choice, Keys, rows, table
-from paper.levels import errors
-from paper.report import add_model, environment, exact, folder, spread, write
-from paper.table1 import PROMPTS
+from paper.pictures import PROMPTS, errors, latents, open_model
+from paper.report import add_model, environment, folder, spread, write
 from paper.terrain import Site
 from torch import Tensor, nn
 
@@ -77,16 +75,6 @@ def chosen(unet: Any, names: list[str], keys: Keys, grid: Grid) -> Iterator[None
         yield
 
 
-def latents(pipe: Any, request: gen.Request, prompts: tuple[str, ...]) -> list[Tensor]:
-    """Final latents of one picture a prompt, all of them drawn at once; its number is the seed."""
-    out = pipe(
-        list(prompts), num_inference_steps=request.steps, guidance_scale=request.guidance,
-        width=request.width, height=request.height, output_type="latent",
-        generator=[torch.Generator().manual_seed(seed) for seed in range(len(prompts))],
-    )  # fmt: skip
-    return list(out.images)
-
-
 def measure(
     pipe: Any,
     request: gen.Request,
@@ -97,19 +85,19 @@ def measure(
     """One record a choice, with the error of each picture."""
     finest = [layer.name for layer in make_plan(pipe.unet, None).layers if layer.downsample == 1]
     grid = Grid(*(side // pipe.vae_scale_factor for side in (request.height, request.width)))
-    dense = latents(pipe, request, prompts)
+    dense = latents(pipe, request, prompts, at_once=True)
     found: dict[Choice, list[float]] = {}
     for factor in factors:
         for row, choice in rows(factor, most_phases):
             if choice not in found:
                 with chosen(pipe.unet, finest, Keys(choice), grid):
-                    found[choice] = errors(latents(pipe, request, prompts), dense)
+                    found[choice] = errors(latents(pipe, request, prompts, at_once=True), dense)
                 print(f"{row}, {choice}: {max(found[choice]):.2g} at most", flush=True)
             yield {"row": row, **asdict(choice), **spread(found[choice])}
 
 
 def main() -> None:
-    """Measures; writes after every factor, prints the table in the end."""
+    """Measures; writes after every choice, prints the table in the end."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", type=int, help="pixels, square; default: the model's own")
     parser.add_argument("--steps", type=int, help="default: the model's own")
@@ -122,14 +110,7 @@ def main() -> None:
     if a.quick:
         a.steps, a.count, a.phases, a.factors = 1, 1, 2, (2, 3)
     out = folder(a)
-    exact()
-    pipe, request = gen.open_pipeline(
-        gen.Request(
-            model=a.model, width=a.size, height=a.size, steps=a.steps, config=None,
-            device=a.device, dtype="float32",
-        )
-    )  # fmt: skip
-    pipe.set_progress_bar_config(disable=True)
+    pipe, request = open_model(a)
     prompts = PROMPTS[: a.count]
     about = (
         f"Mean squared error over the variance of the dense latents, {request.width} x "
@@ -140,15 +121,15 @@ def main() -> None:
                 "guidance": request.guidance, "prompts": prompts, "phases": a.phases,
                 "dtype": request.dtype}  # fmt: skip
     name = "builtin_table" if a.size is None else f"builtin_table-{a.size}"
+    whole: dict[str, Any] = {"command": "python -m paper.builtin_table", "settings": settings,
+                             "environment": environment(request.device)}  # fmt: skip
     records: list[dict[str, Any]] = []
     text = about
     for record in measure(pipe, request, prompts, tuple(a.factors), a.phases):
         records.append(record)
         text = f"{about}\n\n{table(records)}"
         if not a.quick:
-            whole = {"command": "python -m paper.builtin_table", "settings": settings,
-                     "environment": environment(request.device), "errors": records}  # fmt: skip
-            write(out / f"{name}.json", whole, text)
+            write(out / f"{name}.json", {**whole, "errors": records}, text)
     print(text)
 
 

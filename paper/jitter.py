@@ -17,12 +17,10 @@ from contextlib import contextmanager
 from statistics import fmean
 
 import torch
-from paper.levels import errors, latents
-from paper.report import add_model, environment, exact, folder, markdown, write
-from paper.table1 import PROMPTS
+from paper.pictures import PROMPTS, errors, latents, open_model
+from paper.report import add_model, environment, folder, markdown, write
 
 from tokendown import PatchConfig, apply_patch
-from tokendown import generate as gen
 from tokendown.jitter import Place
 
 FACTORS = (2, 4, 8)
@@ -81,11 +79,7 @@ def main() -> None:
     if a.quick:
         a.steps, a.count, factors = 1, 1, (2,)
     out = folder(a)
-    exact()
-    pipe, request = gen.open_pipeline(
-        gen.Request(model=a.model, steps=a.steps, config=None, device=a.device, dtype="float32")
-    )
-    pipe.set_progress_bar_config(disable=True)
+    pipe, request = open_model(a)
     prompts = PROMPTS[: a.count]
     dense = latents(pipe, request, prompts)
     rows = []

@@ -16,10 +16,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-import torch
-from paper.report import add_model, environment, exact, folder, markdown, spread, write
-from paper.table1 import PROMPTS
-from torch import Tensor
+from paper.pictures import PROMPTS, errors, latents, open_model
+from paper.report import add_model, environment, folder, markdown, spread, write
 
 from tokendown import PatchConfig, apply_patch
 from tokendown import generate as gen
@@ -31,26 +29,6 @@ FACTORS = (2, 4, 8)
 KEYS: tuple[tuple[Method, int], ...] = (
     ("nearest", 0), ("nearest", 32), ("jitter", 0), ("jitter", 32), ("mean", 0), ("mean", 32),
 )  # fmt: skip
-
-
-def latents(pipe: Any, request: gen.Request, prompts: tuple[str, ...]) -> list[Tensor]:
-    """Final latents of one picture a prompt; its number is the seed."""
-    found = []
-    for seed, prompt in enumerate(prompts):
-        generator = torch.Generator().manual_seed(seed)
-        out = pipe(
-            prompt, num_inference_steps=request.steps, guidance_scale=request.guidance,
-            width=request.width, height=request.height, generator=generator, output_type="latent",
-        )  # fmt: skip
-        found.append(out.images[0])
-    return found
-
-
-def errors(got: list[Tensor], dense: list[Tensor]) -> list[float]:
-    """One a picture."""
-    return [
-        ((a - b).square().mean() / b.var()).item() for a, b in zip(got, dense, strict=True)
-    ]  # fmt: skip
 
 
 def rows(pipe: Any, request: gen.Request, prompts: tuple[str, ...]) -> list[dict[str, Any]]:
@@ -102,14 +80,7 @@ def main() -> None:
     if a.quick:
         a.steps, a.count = 1, 1
     out = folder(a)
-    exact()
-    pipe, request = gen.open_pipeline(
-        gen.Request(
-            model=a.model, width=a.size, height=a.size, steps=a.steps, config=None,
-            device=a.device, dtype="float32",
-        )
-    )  # fmt: skip
-    pipe.set_progress_bar_config(disable=True)
+    pipe, request = open_model(a)
     prompts = PROMPTS[: a.count]
     found = rows(pipe, request, prompts)
     if a.quick:

@@ -25,6 +25,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from paper.pictures import PROMPTS
 from paper.report import add_model, environment, exact, folder, markdown, spread, write
 
 from tokendown import generate as gen
@@ -38,16 +39,6 @@ from tokendown.summary import Summary
 LPIPS = Path(__file__).parent.parent / ".cache" / "metrics" / quality.LPIPS_FILE
 KEPT = 4096
 RATIOS = {2: "0.75", 3: "0.89", 4: "0.9375"}
-PROMPTS = (
-    "red apple on a blue background",
-    "dog face on a green background",
-    "pizza on a white background",
-    "rocket on a purple background",
-    "sunflower on a teal background",
-    "red heart on a yellow background",
-    "hamburger on a black background",
-    "airplane on a pink background",
-)
 COLUMNS = {
     "mse": ("MSE", "{:.2e}"),
     "psnr_db": ("PSNR, dB", "{:.1f}"),

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from paper import builtin_table, ceilings, choices, levels, report, table1
+from paper import builtin_table, ceilings, choices, levels, pictures, report, table1
 from paper.terrain import Site
 
 import tiny
@@ -86,18 +86,18 @@ def test_choices_go_into_a_pipeline_and_out_again(tmp_path):
     names = [name.removesuffix(".processor") for name in pipe.unet.attn_processors
              if ".attn1." in name]  # fmt: skip
     prompts = ("a cat", "a dog")
-    unpatched = builtin_table.latents(pipe, request, prompts)
+    unpatched = pictures.latents(pipe, request, prompts, at_once=True)
     keys = choices.Keys(choices.Choice(2))
     grid = Grid(*(side // pipe.vae_scale_factor for side in (request.height, request.width)))
     with builtin_table.chosen(pipe.unet, names, keys, grid):
-        ours = builtin_table.latents(pipe, request, prompts)
+        ours = pictures.latents(pipe, request, prompts, at_once=True)
     assert keys.step == request.steps - 1
     with apply_patch(pipe, factor={1: 2}, anchors=0, method="nearest"):
-        theirs = builtin_table.latents(pipe, request, prompts)
+        theirs = pictures.latents(pipe, request, prompts, at_once=True)
     for a, b in zip(ours, theirs, strict=True):
         torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
-    assert levels.errors(ours, unpatched)[0] > 1e-6
-    again = builtin_table.latents(pipe, request, prompts)
+    assert pictures.errors(ours, unpatched)[0] > 1e-6
+    again = pictures.latents(pipe, request, prompts, at_once=True)
     assert all(map(torch.equal, again, unpatched))
 
 
