@@ -62,7 +62,7 @@ def build(case: Case) -> Any:
     return find_shape(case.shape).on_meta()
 
 
-def measure(case: Case) -> dict[str, Any]:
+def measure(case: Case, records: list[Group]) -> dict[str, Any]:
     """A row of the table."""
     model = build(case)
     layers = {layer.name: layer for layer in make_plan(model, None).layers}
@@ -82,20 +82,16 @@ def measure(case: Case) -> dict[str, Any]:
         whole = found.step_flops_before
         row[f"factor {factor}"] = found.predicted_speedup
         row[f"attention alone {factor}"] = whole / (found.step_flops_after + projections)
-    return {**row, "timed": timed(case)}
+    return {**row, "timed": timed(case, records)}
 
 
-def timed(case: Case) -> float | None:
+def timed(case: Case, records: list[Group]) -> float | None:
     """Factor 2 on a GPU, the speed-up over dense."""
-    for group in summarise(read_cells(TIMED)):
+    for group in records:
         if (group.key["target"], group.key["width"], group.key["height"]) == case[1:4]:
-            return _factor_two(group)
+            speedups = {row.method: row.speedup for row in group.rows}
+            return speedups.get(f"factor=2,anchors={ANCHORS}")
     return None
-
-
-def _factor_two(group: Group) -> float | None:
-    cells = {row.method: row.speedup for row in group.rows}
-    return cells.get(f"factor=2,anchors={ANCHORS}")
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -119,7 +115,8 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a trial of the script; no file")
     a = parser.parse_args()
     out = folder(a)
-    rows = [measure(case) for case in (CASES[3:4] if a.quick else CASES)]
+    records = summarise(read_cells(TIMED))
+    rows = [measure(case, records) for case in (CASES[3:4] if a.quick else CASES)]
     print(table(rows))
     if not a.quick:
         record = {"anchors": ANCHORS, "batch": 1, "environment": environment(), "rows": rows}

@@ -87,6 +87,7 @@ def main() -> None:
     add_model(parser)
     parser.add_argument("--quick", action="store_true")
     arguments = parser.parse_args()
+    results = folder(arguments)
     width, height = parse_size(arguments.size)
     steps = 4 if arguments.quick else arguments.steps
     exact()
@@ -104,7 +105,6 @@ def main() -> None:
         print(f"{mean:6.3f}  {name}")
     if arguments.quick:
         return
-    results = folder(arguments)
     figures = HERE / "figures" if results == RESULTS else results
     for place in (figures, results):
         place.mkdir(parents=True, exist_ok=True)
