@@ -129,8 +129,8 @@ CPU = Config(
     ),
 )
 
-# How fast a card is shows only there, so this run is given minutes; it is one learning rate and one
-# batch size for about 6,000 steps.
+# How fast a card is shows only there, so this run is given minutes; its rates and batches are meant
+# for about as many steps as are written here.
 GPU = Config(
     name="gpu",
     subjects=("focus", "more"),

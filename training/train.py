@@ -59,16 +59,14 @@ class Run:
         torch.nn.utils.clip_grad_norm_(self.weights, 1.0)
         self.optimiser.step(lr)
         self.step += 1
-        self.at += 0 if self.config.minutes else 1
         decay = min(self.config.ema, (1 + number) / (10 + number))
         torch._foreach_lerp_(self.ema, [w.detach() for w in self.weights], 1 - decay)
         return loss
 
-    def spend(self, seconds: float) -> None:
-        """Moves a run that is given minutes along its schedule."""
-        if self.config.minutes:
-            steps = sum(stage.steps for stage in self.config.stages)
-            self.at += seconds / (60 * self.config.minutes) * steps
+    def go_on(self, seconds: float) -> None:
+        """Moves along the schedule: by a step, or by what it took of the minutes that are given."""
+        whole = sum(stage.steps for stage in self.config.stages)
+        self.at += seconds / (60 * self.config.minutes) * whole if self.config.minutes else 1
 
     def _loss(self, batch: Batch, x: Tensor, tokens: Tensor) -> Tensor:
         with torch.autocast(self.device.type, torch.bfloat16, cache_enabled=False):
@@ -155,12 +153,12 @@ def train(config: Config, minutes: float, steps: int | None = None) -> None:
             break
         threads.adapt()
         loss = run.update(*now, latents)
+        run.go_on(time.time() - before)
+        before = time.time()
         log.add(loss, {"step": run.step, "stage": config.stages.index(now[0]) + 1})
         if time.time() - saved > SAVE_SECONDS:
             run.save()
             saved = time.time()
-        run.spend(time.time() - before)
-        before = time.time()
     run.save()
 
 
