@@ -353,8 +353,8 @@ class Joint:
                     text, image = (x.roll(length, 2) for x in (text, image))
             at = index[:, None, None].expand(-1, 1, image.shape[2], -1)
             image = image.gather(-1, at)
-            if joint.is_floating_point():  # added to the logits: zero, or as little as there is
-                text, image = text == 0, image == 0
+            if joint.is_floating_point():  # added to the logits as it is
+                return torch.cat([text, image], -1).clamp(min=-1e30)
         allowed = torch.cat([text.bool(), image.bool()], -1)
         # a query that may see nothing sees everything alike, as in torch
         return torch.where(allowed, 0.0, -1e30)
