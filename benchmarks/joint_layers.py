@@ -241,7 +241,7 @@ def candidates(case: Case, kept: Kept, backend: str) -> dict[str, Callable[[], o
         ideal(case, kept)
 
     def in_a_head_channel() -> None:
-        with replaced.object(dispatch, "_takes_masks", lambda _: False):
+        with replaced.object(dispatch, "backend_name", lambda _: "another"):
             case.run()
 
     calls: dict[str, Callable[[], object]] = {"ideal": by_hand, "patched": case.run}

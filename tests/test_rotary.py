@@ -2,15 +2,19 @@
 
 import pytest
 import torch
+from diffusers.models import attention_processor
 from diffusers.models.embeddings import apply_rotary_emb
 from diffusers.models.transformers import (
     transformer_flux,
+    transformer_hunyuan_video,
+    transformer_kandinsky,
     transformer_ltx2,
     transformer_qwenimage,
     transformer_wan,
+    transformer_z_image,
 )
 
-from tokendown.adapters import rotary
+from tokendown.adapters import rebind, rotary
 from tokendown.adapters.dispatch import Call, current
 from tokendown.sequence import Box, Sequence
 
@@ -88,9 +92,26 @@ def test_tables_of_samples_and_heads(sequence, split):
     assert torch.equal(rotate_kept(sequence, function, key, table), every)
 
 
-def test_which_processors_can_be_reached():
-    assert rotary.in_reach(transformer_flux.FluxAttnProcessor)
-    assert rotary.in_reach(transformer_ltx2.LTX2AudioVideoAttnProcessor)
-    assert rotary.in_reach(transformer_ltx2.LTX2PerturbedAttnProcessor)
-    assert rotary.in_reach(transformer_qwenimage.QwenDoubleStreamAttnProcessor2_0)
-    assert not rotary.in_reach(transformer_wan.WanAttnProcessor)
+PROCESSORS = {
+    "a global": transformer_flux.FluxAttnProcessor,
+    "a global, split": transformer_ltx2.LTX2AudioVideoAttnProcessor,
+    "a global, under another name": transformer_qwenimage.QwenDoubleStreamAttnProcessor2_0,
+    "imported by the code": transformer_hunyuan_video.HunyuanVideoAttnProcessor2_0,
+    "imported from a sibling": attention_processor.CogVideoXAttnProcessor2_0,
+    "inside the code": transformer_wan.WanAttnProcessor,
+    "inside the code, complex": transformer_z_image.ZSingleStreamAttnProcessor,
+}
+
+
+@pytest.mark.parametrize("kind", PROCESSORS.values(), ids=PROCESSORS)
+def test_which_processors_can_be_reached(kind):
+    assert rebind.rotates_in_reach(kind)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [transformer_kandinsky.Kandinsky5AttnProcessor, attention_processor.AllegroAttnProcessor2_0],
+)
+def test_which_cannot(kind):
+    """One has another name for it and shapes keys like queries, one looks positions up."""
+    assert not rebind.rotates_in_reach(kind)

@@ -23,8 +23,7 @@ from .classic import why_dense
 from .dispatch import Call, current
 from .intercept import ForwardIntercept, holders, intercepts
 from .plan import Layer, Plan, Rule
-from .rebind import rebound
-from .rotary import in_reach
+from .rebind import rebound, rotates_in_reach
 
 Shape = tuple[int, int, int]
 
@@ -182,7 +181,7 @@ class JointAttention(ForwardIntercept):
         """Gets ready for a class of processors."""
         self.kind = kind
         self.process = rebound(kind)
-        self.rotates_kept = in_reach(kind)
+        self.rotates_kept = rotates_in_reach(kind)
         parameters = inspect.signature(self.process).parameters.values()
         open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
         self.accepted = None if open_ended else tuple(p.name for p in parameters)

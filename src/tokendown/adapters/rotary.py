@@ -1,9 +1,7 @@
-"""Rotary positions of kept keys, where a processor rotates by a function of its module.
+"""Rotary positions of kept keys, where the function that rotates can be replaced.
 
 Such a function is given a query or a key, and the table of all positions. A key that is shorter
-than its table has been selected: it gets the kept rows of the table. Where the function is out of
-reach (made or imported inside the processor), kept keys have to be at their own places, between
-zeros.
+than its table has been selected: it gets the kept rows of the table.
 """
 
 from __future__ import annotations
@@ -23,20 +21,20 @@ def rotations(names: dict[str, Any]) -> dict[str, Callable[..., Tensor]]:
     return {
         name: _for_kept_keys(function)
         for name, function in names.items()
-        if _rotates(name) and callable(function)
+        if rotates(name) and callable(function)
     }
 
 
-def in_reach(kind: type) -> bool:
-    """Whether processors of a class rotate by a function among the globals of their module."""
-    call: Any = kind.__call__
-    names = call.__code__.co_names
-    return any(_rotates(name) and name in call.__globals__ for name in names)
+def unpacked(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A stand-in for a rotary function that is given its tables one by one."""
+    rotate = _for_kept_keys(lambda x, tables: function(x, *tables))
+    return lambda x, *tables: rotate(x, tables)
 
 
-def _rotates(name: str) -> bool:
+def rotates(name: str) -> bool:
     """Whether a function is one of those by its name: ``apply_split_rotary_emb``, for example."""
-    return name.startswith("apply_") and "rotary_emb" in name
+    # Allegro's takes tables by axis and looks positions up in them
+    return name.startswith("apply_") and "rotary_emb" in name and not name.endswith("_allegro")
 
 
 def _for_kept_keys(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -57,9 +55,15 @@ def _for_kept_keys(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def _length(table: Any) -> int:
-    """Positions of a table: [tokens, d] or [batch, tokens, d], or a pair of such."""
-    one: Tensor = table[0] if isinstance(table, tuple | list) else table
-    return one.shape[-2]
+    """Positions of a table, or of each of several."""
+    while isinstance(table, tuple | list):
+        table = table[0]
+    return int(table.shape[_tokens(table)])
+
+
+def _tokens(table: Tensor) -> int:
+    """The dimension of positions: [tokens, d], [batch, tokens, d], or [batch, tokens, 1, d]."""
+    return table.ndim - (3 if table.ndim == 4 and table.shape[2] == 1 else 2)
 
 
 def _kept_rows(sequence: Sequence, table: Any) -> Any:
@@ -69,7 +73,7 @@ def _kept_rows(sequence: Sequence, table: Any) -> Any:
         rows = [_kept_rows(part, one) for one in table]
         return None if rows[0] is None else tuple(rows)
     if table.ndim > 2:
-        return part.take(table, table.ndim - 2)
+        return part.take(table, _tokens(table))
     if part.anchors is not None and len(part.anchors) > 1:
         return None
     return part.take(table[None], 1)[0]
