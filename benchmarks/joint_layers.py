@@ -6,12 +6,12 @@
     python benchmarks/joint_layers.py --quick                      # seconds; tells nothing
 
 One attention module of each kind, at the published width with random weights, between its norm and
-its block. The ideal is written by hand: it is given the kept tokens and their rotary positions, and
-weighs no key. Candidates take turns, the start rotates; the cost is the median of the ratios within
-a round. Where PyTorch's default attention is used the weights of the keys go in as a mask, and the
-head channel, which every other backend needs, is timed beside it. Before it is timed, the patched
-module is compared with the ideal under a mask, with every backend. TF32 is off, so that float32 is
-compared with float32. Prints tables, and writes JSON with ``--out``.
+its block. The ideal is written by hand: it is given the kept tokens and their rotary positions, it
+rotates them as the host does, and weighs no key. Candidates take turns, the start rotates; the cost
+is the median of the ratios within a round. Where PyTorch's default attention is used the weights of
+the keys go in as a mask, and the head channel, which every other backend needs, is timed beside it.
+Before it is timed, the patched module is compared with the ideal under a mask, with every backend.
+TF32 is off, so that float32 is compared with float32. Prints tables; ``--out`` writes JSON.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from typing import Any
 from unittest.mock import patch as replaced
 
 import torch
+from diffusers.models.embeddings import apply_rotary_emb
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -160,12 +161,15 @@ def kept_of(case: Case) -> Kept:
 
 
 def rotate(x: Tensor, table: Any) -> Tensor:
-    """Neighbouring channels are a pair, as FLUX and Wan have them; [1, tokens, heads, d]."""
-    cos, sin = (t if t.ndim == 4 else t[None, :, None] for t in table)
-    cos, sin = cos[..., ::2], sin[..., 1::2]
-    first, second = x.float().unflatten(-1, (-1, 2)).unbind(-1)
-    turned = torch.stack([first * cos - second * sin, first * sin + second * cos], -1)
-    return turned.flatten(-2).to(x.dtype)
+    """As the host does it: [1, tokens, heads, d], with FLUX's table or with Wan's."""
+    if table[0].ndim == 2:
+        return apply_rotary_emb(x, table, sequence_dim=1)
+    first, second = x.unflatten(-1, (-1, 2)).unbind(-1)
+    cos, sin = table[0][..., ::2], table[1][..., 1::2]
+    turned = torch.empty_like(x)
+    turned[..., ::2] = first * cos - second * sin
+    turned[..., 1::2] = first * sin + second * cos
+    return turned
 
 
 def ideal(case: Case, kept: Kept, bias: Tensor | None = None) -> Any:
