@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import gc
 import inspect
 import pickle
+import weakref
 
 import pytest
 import torch
@@ -189,34 +191,79 @@ def test_a_scheduler_in_a_hand_written_loop(tmp_path):
 # Exchanging the scheduler
 
 
-@pytest.mark.parametrize("ran_before", [False, True], ids=["fresh", "ran before"])
-@pytest.mark.parametrize("ran_patched", [False, True], ids=["not yet run", "ran patched"])
-def test_exchanging_the_scheduler_is_an_error(tmp_path, ran_before, ran_patched):
-    """The patch cannot follow the new one; it must say so instead of guessing a step."""
-    pipe, _ = text_to_image(tmp_path)
-    if ran_before:
-        tiny.image_of(pipe)
+def interrupt(*_):
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("make", [text_to_image, image_to_image])
+@pytest.mark.parametrize("schedule", SCHEDULERS)
+@pytest.mark.parametrize("before", ["nothing", "a run", "an interrupt"])
+def test_an_exchanged_scheduler_is_followed(tmp_path, before, schedule, make):
+    pipe, call = make(tmp_path)
+    probe = Probe(pipe)
+    old = pipe.scheduler
+    with apply_patch(pipe, factor=2, start=0.3, stop=0.8):
+        if before == "a run":
+            tiny.image_of(pipe, **call)
+        elif before == "an interrupt":
+            with pytest.raises(KeyboardInterrupt):
+                tiny.image_of(pipe, steps=4, callback_on_step_end=interrupt, **call)
+        pipe.scheduler = tiny.scheduler(schedule)
+        for steps in (6, 5):
+            probe.fresh()
+            tiny.image_of(pipe, steps=steps, **call)
+            assert probe.coarse == expected(pipe, probe.times, 0.3, 0.8)
+        assert not set(SchedulerSandwich.methods) & set(old.__dict__)
+    assert not set(SchedulerSandwich.methods) & set(pipe.scheduler.__dict__)
+
+
+def test_an_exchanged_scheduler_moves_the_kept_tokens(tmp_path):
+    """Jitter at the first patched call already, as if the patch had come last."""
+    pipe, call = text_to_image(tmp_path)
+    euler = tiny.scheduler("EulerDiscreteScheduler")
+    with apply_patch(pipe, factor=2):
+        pipe.scheduler = euler
+        got = tiny.image_of(pipe, steps=4, **call)
+    with apply_patch(pipe, factor=2):
+        assert torch.equal(tiny.image_of(pipe, steps=4, **call), got)
+    with apply_patch(pipe, factor=2, method="nearest"):
+        assert not torch.equal(tiny.image_of(pipe, steps=4, **call), got)
+
+
+def test_an_exchanged_scheduler_of_a_compiled_model_is_followed(tmp_path):
+    pipe, call = text_to_image(tmp_path)
+    euler = tiny.scheduler("EulerDiscreteScheduler")
     with apply_patch(pipe, factor=2, stop=0.5):
-        if ran_patched:
-            tiny.image_of(pipe)
-        pipe.scheduler = tiny.scheduler("EulerDiscreteScheduler")
-        with pytest.raises(ConfigError, match="call apply_patch again after exchanging"):
-            tiny.image_of(pipe)
-
-
-@pytest.mark.xfail(strict=True, reason="the clock stands where the interrupted run left it")
-def test_exchanging_the_scheduler_after_an_interrupt_is_an_error(tmp_path):
-    pipe, _ = text_to_image(tmp_path)
-
-    def interrupt(*_):
-        raise KeyboardInterrupt
-
+        pipe.scheduler = euler
+        want = tiny.image_of(pipe, steps=4, **call)
+    pipe.scheduler = tiny.scheduler("DDIMScheduler")
+    pipe.unet = torch.compile(pipe.unet, fullgraph=True, backend="eager")
     with apply_patch(pipe, factor=2, stop=0.5):
-        with pytest.raises(KeyboardInterrupt):
-            tiny.image_of(pipe, steps=4, callback_on_step_end=interrupt)
-        pipe.scheduler = tiny.scheduler("EulerDiscreteScheduler")
-        with pytest.raises(ConfigError, match="exchanging"):
-            tiny.image_of(pipe, steps=4)
+        pipe.scheduler = euler
+        torch.testing.assert_close(tiny.image_of(pipe, steps=4, **call), want)
+    assert not pipe.unet._forward_pre_hooks
+
+
+def test_exchanging_the_scheduler_of_a_copy_is_an_error(tmp_path):
+    """It does not know its pipeline; it must say so instead of guessing a step."""
+    pipe, _ = text_to_image(tmp_path)
+    apply_patch(pipe, factor=2, stop=0.5)
+    other = copy.deepcopy(pipe)
+    other.scheduler = tiny.scheduler("EulerDiscreteScheduler")
+    with pytest.raises(ConfigError, match="give apply_patch the pipeline"):
+        tiny.image_of(other)
+
+
+def test_a_pipeline_is_not_kept_alive(tmp_path):
+    pipe, _ = text_to_image(tmp_path)
+    unet = pipe.unet
+    apply_patch(pipe, factor=2, stop=0.5)
+    gone = weakref.ref(pipe)
+    del pipe
+    gc.collect()
+    assert gone() is None
+    remove_patch(unet)
+    assert not unet._forward_pre_hooks
 
 
 def test_applying_again_follows_the_new_scheduler(tmp_path):
@@ -232,10 +279,6 @@ def test_applying_again_follows_the_new_scheduler(tmp_path):
 def test_a_run_after_an_interrupt_begins_anew(tmp_path):
     pipe, _ = text_to_image(tmp_path)
     probe = Probe(pipe)
-
-    def interrupt(*_):
-        raise KeyboardInterrupt
-
     with apply_patch(pipe, factor=2, stop=0.5):
         with pytest.raises(KeyboardInterrupt):
             tiny.image_of(pipe, steps=4, callback_on_step_end=interrupt)

@@ -33,20 +33,20 @@ class Patch:
         models: the patched denoisers.
     """
 
-    def __init__(self, parts: list[nn.Module], config: Options, scheduler: Any = None) -> None:
+    def __init__(self, parts: list[nn.Module], config: Options) -> None:
         self.models = [_unwrap(part) for part in parts]
         self.config = config
         self._parts = parts  # with the wrappers of torch.compile
-        self._scheduler = scheduler
         self._plans: list[Plan] = []
+        self._followers: list[schedule.Follower] = []
 
     def remove(self) -> None:
         """Restores the models exactly. Does nothing if this patch was removed or replaced."""
         for part, plan in zip(self._parts, self._plans, strict=True):
             if families.installed_plan(part) is plan:
                 families.uninstall(part)
-        if self._scheduler is not None:
-            schedule.release(self._scheduler)
+        for follower in self._followers:
+            schedule.release(follower.scheduler)
 
     def set_progress(self, step: int, steps: int) -> None:
         """Tells a patch with a step window or jitter where a hand-written sampling loop is.
@@ -93,13 +93,16 @@ class Patch:
         for model in self.models:
             self._plans.append(families.make_plan(model, self.config))
 
-    def _install(self) -> None:
+    def _install(self, owner: Any) -> None:
         for part, model, plan in zip(self._parts, self.models, self._plans, strict=True):
             families.install(model, plan)
             if part is not model and isinstance(plan, JointPlan):
                 transformers.watch(part, model, plan)
-            for clock in plan.clocks if self._scheduler is not None else ():
-                schedule.follow(self._scheduler, clock)
+            if plan.clocks and _scheduler_of(owner) is not None:
+                follower = schedule.Follower(owner, plan.clocks)
+                self._followers.append(follower)
+                for module in {part, model}:
+                    module.register_forward_pre_hook(follower, with_kwargs=True, prepend=True)
             logger.info(
                 "%s: %d of %d self-attention layers patched",
                 type(model).__name__, len(plan.patched), len(plan.layers) + len(plan.left_alone),
@@ -161,10 +164,10 @@ def apply_patch(
         raise ConfigError(f"expected a PatchConfig or options by name, got both: {options}")
     config = config or options
     controlnet = not isinstance(config, TunedPlan) and config.controlnet
-    patch = Patch(_find_parts(model, controlnet), config, _scheduler_of(model))
+    patch = Patch(_find_parts(model, controlnet), config)
     patch._plan()  # raises before anything is touched
     remove_patch(model)
-    patch._install()
+    patch._install(model)
     return patch
 
 
@@ -209,7 +212,7 @@ def _find_parts(model: Any, controlnet: bool) -> list[nn.Module]:
     """The same with the wrappers on."""
     if isinstance(model, nn.Module):
         return [model]
-    found = [part for name in _DENOISERS if (part := getattr(model, name, None))]
+    found = [part for name in _DENOISERS if (part := getattr(model, name, None)) is not None]
     if not found:
         raise UnsupportedModelError(
             "expected a diffusers pipeline with a unet or a transformer, or such a denoiser; "

@@ -7,7 +7,7 @@ import torch
 from tests import tiny
 from torch._dynamo.testing import CompileCounter
 
-from tokendown import apply_patch, remove_patch
+from tokendown import apply_patch, is_patched, remove_patch, summary
 
 from .builders import one_level_unet
 from .checks import ANCHORS, LATENT, oracle
@@ -240,3 +240,30 @@ def test_dynamic_shapes():
     compiled = torch.compile(unet, dynamic=True, backend="eager")
     for size in sizes:
         assert_near(tiny.flatten(compiled(**tiny.inputs(unet, *size))), wants[size])
+
+
+@pytest.mark.compat(
+    "torch.compile in a pipeline", note="pipe.unet = torch.compile(...); both orders"
+)
+@pytest.mark.parametrize("patched_first", [True, False])
+def test_a_pipeline_with_a_compiled_denoiser(tmp_path, patched_first):
+    pipe = tiny.sd_pipeline(tmp_path, unet=one_level_unet())
+    dense = tiny.image_of(pipe)
+    with apply_patch(pipe, **PATCH):
+        want = tiny.image_of(pipe)
+    assert (want - dense).abs().max() > 1e-3
+    plain = pipe.unet
+    if patched_first:
+        apply_patch(pipe, **PATCH)
+    pipe.unet = torch.compile(plain, fullgraph=True, backend="eager")
+    if not patched_first:
+        assert_near(tiny.image_of(pipe), dense)
+        apply_patch(pipe, **PATCH)
+    assert is_patched(pipe)
+    assert_near(tiny.image_of(pipe), want)
+    assert any(layer.keys_after < layer.keys_before for layer in summary(pipe).layers)
+    remove_patch(pipe)
+    assert not is_patched(pipe)
+    assert_near(tiny.image_of(pipe), dense)
+    pipe.unet = plain
+    assert torch.equal(tiny.image_of(pipe), dense)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounter
 
+import joint_pipelines
 import tiny
 import tiny_transformers
 from tokendown import apply_patch, remove_patch
@@ -190,3 +191,20 @@ def test_processors_exchanged_after_compilation():
     assert_near(run("flux", model), want)
     model.set_attn_processor(FluxAttnProcessor())
     assert_near(run("flux", model), want)
+
+
+@pytest.mark.compat("transformers: torch.compile in a pipeline", note="pipe.transformer = ...")
+@pytest.mark.parametrize("name", ["FluxPipeline", "StableDiffusion3Pipeline", "WanPipeline"])
+def test_a_pipeline_with_a_compiled_transformer(name):
+    case = joint_pipelines.case(name)
+    dense = case.run()
+    with apply_patch(case.pipe, **PATCH):
+        want = case.run()
+    assert (want - dense).abs().max() > 1e-3
+    plain = case.pipe.transformer
+    case.pipe.transformer = torch.compile(plain, fullgraph=True, backend="eager")
+    with apply_patch(case.pipe, **PATCH):
+        assert_near(case.run(), want)
+    assert_near(case.run(), dense)
+    case.pipe.transformer = plain
+    assert torch.equal(case.run(), dense)

@@ -21,6 +21,7 @@ from .intercept import intercepts
 from .joint import JointKeys, JointPlan
 from .plan import Layer, Plan, assign_rules
 from .refused import refusal
+from .schedule import Follower
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ def _patch_transformer_sites(model: Any) -> Iterator[Site]:
 
 
 _KEYS = (FewerKeys, JointKeys)
-_READERS = (GridReader, NormReader, transformers.ShapeReader)
+_HOOKS = (GridReader, NormReader, transformers.ShapeReader, Follower)
 
 FAMILIES: dict[str, Callable[[Any], Iterator[Site]]] = {
     "UNet2DConditionModel": _unet_sites,
@@ -231,7 +232,7 @@ def uninstall(model: nn.Module) -> None:
             for clock in item.plan.clocks if isinstance(item, _KEYS) else ():
                 clock.detached = True
         hooks = module._forward_pre_hooks.items()
-        for key in [key for key, hook in hooks if isinstance(hook, _READERS)]:
+        for key in [key for key, hook in hooks if isinstance(hook, _HOOKS)]:
             del module._forward_pre_hooks[key]
             module._forward_pre_hooks_with_kwargs.pop(key, None)
 

@@ -76,9 +76,8 @@ class Layer:
         if not self.clock.running:
             raise ConfigError(
                 f"the patch is limited to the part {self.clock.start} to {self.clock.stop} of "
-                "the schedule, but the scheduler that it follows is not running; call apply_patch "
-                "again after exchanging pipe.scheduler, or patch.set_progress(step, steps) in a "
-                "loop of your own"
+                "the schedule, but no scheduler that it follows is running; give apply_patch the "
+                "pipeline, or call patch.set_progress(step, steps) in a loop of your own"
             )
         return self.clock.active
 

@@ -6,9 +6,12 @@ told of every step in plain Python: counting its calls costs nothing and works f
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Sequence
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from .intercept import Intercept, intercepts
 from .plan import Clock
@@ -67,19 +70,69 @@ class Look(Restart):
     method = "scale_model_input"
 
     def run(self, sample: Any, timestep: Any = None, *args: Any, **kwargs: Any) -> Any:
-        timesteps = self.owner.timesteps
-        if (
-            isinstance(timestep, Tensor)
-            and timestep.untyped_storage().data_ptr() == timesteps.untyped_storage().data_ptr()
-        ):
-            index = timestep.storage_offset() - timesteps.storage_offset()
+        index = _index(timestep, self.owner.timesteps)
+        if index is not None:
             for clock in self.clocks:
                 clock.set(index, clock.steps)
         return self.original(sample, timestep, *args, **kwargs)
 
 
-def follow(scheduler: Any, clock: Clock) -> None:
-    """From now on the clock goes with the scheduler; it stands until a schedule begins."""
+def _index(timestep: Any, timesteps: Tensor) -> int | None:
+    """Which element of ``timesteps`` a view is, or None where it is no view of them."""
+    if not isinstance(timestep, Tensor):
+        return None
+    if timestep.untyped_storage().data_ptr() != timesteps.untyped_storage().data_ptr():
+        return None
+    return int(timestep.storage_offset() - timesteps.storage_offset())
+
+
+class Follower:
+    """A forward pre-hook on a denoiser: its clocks go with the scheduler of a pipeline.
+
+    Which one that is, is asked at every call: a pipeline gets another one by an assignment that
+    nobody hears of. A copy does not know its pipeline; its clocks go with the copied scheduler.
+
+    Args:
+        pipeline: held weakly.
+        clocks: stand until a schedule begins.
+    """
+
+    def __init__(self, pipeline: Any, clocks: list[Clock]) -> None:
+        self.pipeline: weakref.ref[Any] | None = weakref.ref(pipeline)
+        self.clocks = clocks
+        self.scheduler: Any = pipeline.scheduler
+        _follow(self.scheduler, clocks)
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if torch.compiler.is_compiling():
+            return  # the wrapper of a compiled model has this hook as well
+        scheduler = getattr(self.pipeline and self.pipeline(), "scheduler", None)
+        if scheduler is None or scheduler is self.scheduler:
+            return
+        release(self.scheduler, self.clocks)
+        _follow(scheduler, self.clocks)
+        self.scheduler = scheduler
+        # Its schedule has begun without us.
+        timestep = kwargs.get("timestep", args[1] if len(args) > 1 else None)
+        step, steps = _progress(scheduler, timestep)
+        for clock in self.clocks:
+            clock.set(step, steps)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "pipeline": None}
+
+
+def _progress(scheduler: Any, timestep: Any) -> tuple[int, int]:
+    """The step that is being made, and of how many; (0, 0) where no schedule has begun."""
+    if getattr(scheduler, "num_inference_steps", None) is None:
+        return 0, 0
+    told = getattr(scheduler, "step_index", None), getattr(scheduler, "begin_index", None)
+    known = [index for index in (*told, _index(timestep, scheduler.timesteps)) if index is not None]
+    return (int(known[0]) if known else 0), len(scheduler.timesteps)
+
+
+def _follow(scheduler: Any, clocks: list[Clock]) -> None:
+    """From now on the clocks go with the scheduler."""
     installed = {type(part): part for part in _parts(scheduler)}
     told = hasattr(scheduler, Begin.method)
     for kind in (Restart, Begin if told else Look, Tick):
@@ -87,13 +140,13 @@ def follow(scheduler: Any, clock: Clock) -> None:
             if kind not in installed:
                 installed[kind] = kind(scheduler)
                 installed[kind].install()
-            installed[kind].clocks.append(clock)
+            installed[kind].clocks.extend(clocks)
 
 
-def release(scheduler: Any) -> None:
-    """Forgets the clocks of patches that are gone, and restores the scheduler when none is left."""
+def release(scheduler: Any, leaving: Sequence[Clock] = ()) -> None:
+    """Forgets some clocks and those of patches that are gone; restores it when none is left."""
     for part in _parts(scheduler):
-        part.clocks = [clock for clock in part.clocks if not clock.detached]
+        part.clocks = [c for c in part.clocks if not c.detached and c not in leaving]
         if not part.clocks:
             part.remove()
 
