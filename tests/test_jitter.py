@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import math
 import pickle
 from concurrent.futures import ThreadPoolExecutor
@@ -358,3 +359,12 @@ def test_two_patched_models_in_two_threads(forgetful):
         together = list(pool.map(outputs, models))
     for parts, found in zip(models, together, strict=True):
         assert all(map(torch.equal, found, forgetful(outputs, parts)))
+
+
+@pytest.mark.parametrize(
+    ("method", "said"), [("jitter", True), ("nearest", False)], ids=["jitter", "nearest"]
+)
+def test_a_denoiser_without_a_pipeline_is_told_that_tokens_stay(caplog, method, said):
+    caplog.set_level(logging.INFO, "tokendown")
+    apply_patch(tiny.sd_unet(), factor=2, method=method)
+    assert ("patch.set_progress(step, steps)" in caplog.text) == said

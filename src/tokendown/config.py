@@ -47,8 +47,8 @@ class PatchConfig:
             None means 32, or 0 with the preset ``"paper"``.
         method: ``"nearest"`` keeps the top-left token of a cell, ``"mean"`` averages the cell,
             ``"jitter"`` keeps one token, another at every step of the sampling (outside a
-            pipeline's steps it is the top-left one). None means "jitter", or "nearest" with the
-            preset ``"paper"``.
+            pipeline's steps the top-left one, which a log message says). None means "jitter",
+            or "nearest" with the preset ``"paper"``.
         start: fraction of the schedule, in [0, 1), at which the patch becomes active.
         stop: fraction of the schedule, in (start, 1], from which it is inactive again.
         controlnet: patch the ControlNets of a pipeline as well.

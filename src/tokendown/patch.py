@@ -98,15 +98,25 @@ class Patch:
             families.install(model, plan)
             if part is not model and isinstance(plan, JointPlan):
                 transformers.watch(part, model, plan)
-            if plan.clocks and _scheduler_of(owner) is not None:
-                follower = schedule.Follower(owner, plan.clocks)
-                self._followers.append(follower)
-                for module in {part, model}:
-                    module.register_forward_pre_hook(follower, with_kwargs=True, prepend=True)
+            if plan.clocks:
+                self._follow(owner, {part, model}, plan)
             logger.info(
                 "%s: %d of %d self-attention layers patched",
                 type(model).__name__, len(plan.patched), len(plan.layers) + len(plan.left_alone),
             )  # fmt: skip
+
+    def _follow(self, owner: Any, modules: set[nn.Module], plan: Plan) -> None:
+        """Lets a plan know the step, where what was patched has a scheduler."""
+        if _scheduler_of(owner) is None:
+            logger.info(
+                "no scheduler tells the step, as that of a pipeline would: kept tokens stay "
+                "the same until patch.set_progress(step, steps) does"
+            )
+            return
+        follower = schedule.Follower(owner, plan.clocks)
+        self._followers.append(follower)
+        for module in modules:
+            module.register_forward_pre_hook(follower, with_kwargs=True, prepend=True)
 
 
 def apply_patch(
