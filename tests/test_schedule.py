@@ -244,6 +244,25 @@ def test_an_exchanged_scheduler_of_a_compiled_model_is_followed(tmp_path):
     assert not pipe.unet._forward_pre_hooks
 
 
+@pytest.mark.parametrize("make", [text_to_image, image_to_image])
+@pytest.mark.parametrize("schedule", SCHEDULERS)
+def test_a_patch_that_comes_in_the_middle_of_a_run(tmp_path, schedule, make):
+    pipe, call = make(tmp_path, schedule)
+    probe = Probe(pipe)
+
+    def patch(_, step, *__):
+        if step == 0:
+            apply_patch(pipe, factor=2, start=0.3, stop=0.8)
+        return {}
+
+    for _ in range(2):  # the second time the scheduler has a schedule behind it
+        probe.fresh()
+        tiny.image_of(pipe, steps=8, callback_on_step_end=patch, **call)
+        remove_patch(pipe)
+        want = expected(pipe, probe.times, 0.3, 0.8)
+        assert probe.coarse[1:] == want[1:]  # the first step was dense
+
+
 def test_exchanging_the_scheduler_of_a_copy_is_an_error(tmp_path):
     """It does not know its pipeline; it must say so instead of guessing a step."""
     pipe, _ = text_to_image(tmp_path)

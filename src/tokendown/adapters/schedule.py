@@ -73,7 +73,7 @@ class Look(Restart):
         index = _index(timestep, self.owner.timesteps)
         if index is not None:
             for clock in self.clocks:
-                clock.set(index, clock.steps)
+                clock.set(index, len(self.owner.timesteps))
         return self.original(sample, timestep, *args, **kwargs)
 
 
@@ -94,14 +94,14 @@ class Follower:
 
     Args:
         pipeline: held weakly.
-        clocks: stand until a schedule begins.
+        clocks: stand until a schedule begins, if none has.
     """
 
     def __init__(self, pipeline: Any, clocks: list[Clock]) -> None:
         self.pipeline: weakref.ref[Any] | None = weakref.ref(pipeline)
         self.clocks = clocks
-        self.scheduler: Any = pipeline.scheduler
-        _follow(self.scheduler, clocks)
+        self.scheduler: Any = None
+        self._follow(pipeline.scheduler, _progress(pipeline.scheduler))
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if torch.compiler.is_compiling():
@@ -110,25 +110,31 @@ class Follower:
         if scheduler is None or scheduler is self.scheduler:
             return
         release(self.scheduler, self.clocks)
-        _follow(scheduler, self.clocks)
-        self.scheduler = scheduler
-        # Its schedule has begun without us.
         timestep = kwargs.get("timestep", args[1] if len(args) > 1 else None)
-        step, steps = _progress(scheduler, timestep)
-        for clock in self.clocks:
-            clock.set(step, steps)
+        self._follow(scheduler, _progress(scheduler, timestep) or (0, len(scheduler.timesteps)))
+
+    def _follow(self, scheduler: Any, progress: tuple[int, int] | None) -> None:
+        self.scheduler = scheduler
+        _follow(scheduler, self.clocks)
+        if progress is not None:
+            for clock in self.clocks:
+                clock.set(*progress)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "pipeline": None}
 
 
-def _progress(scheduler: Any, timestep: Any) -> tuple[int, int]:
-    """The step that is being made, and of how many; (0, 0) where no schedule has begun."""
-    if getattr(scheduler, "num_inference_steps", None) is None:
-        return 0, 0
-    told = getattr(scheduler, "step_index", None), getattr(scheduler, "begin_index", None)
-    known = [index for index in (*told, _index(timestep, scheduler.timesteps)) if index is not None]
-    return (int(known[0]) if known else 0), len(scheduler.timesteps)
+def _progress(scheduler: Any, timestep: Any = None) -> tuple[int, int] | None:
+    """The step that is being made, and of how many; None where nothing tells.
+
+    Args:
+        scheduler: of diffusers.
+        timestep: what a denoiser is given at this step.
+    """
+    steps = len(scheduler.timesteps) if getattr(scheduler, "num_inference_steps", None) else 0
+    indices = [getattr(scheduler, name, None) for name in ("step_index", "begin_index")]
+    indices.append(_index(timestep, scheduler.timesteps))
+    return next(((int(index), steps) for index in indices if index is not None), None)
 
 
 def _follow(scheduler: Any, clocks: list[Clock]) -> None:
