@@ -36,7 +36,7 @@ class Patch:
     def __init__(self, parts: list[nn.Module], config: Options) -> None:
         self.models = [_unwrap(part) for part in parts]
         self.config = config
-        self._parts = parts  # with the wrappers of torch.compile
+        self._parts = parts  # with the wrappers around them
         self._plans: list[Plan] = []
         self._followers: list[schedule.Follower] = []
 
@@ -139,7 +139,8 @@ def apply_patch(
     """Lets self-attention use fewer keys and values, in place. Applying again replaces.
 
     Args:
-        model: a diffusers pipeline or its denoiser (U-Net or transformer).
+        model: a diffusers pipeline or its denoiser (U-Net or transformer), also in the wrappers of
+            ``torch.compile``, ``DistributedDataParallel`` and peft.
         config: all options as one object, instead of by name; or a :class:`TunedPlan`, which says
             it for every layer.
         preset: "auto", or "paper" for ToDo as published. This and the following are the fields of
@@ -206,7 +207,7 @@ def is_patched(model: Any) -> bool:
 
 
 def find_denoisers(model: Any, controlnet: bool = False) -> list[nn.Module]:
-    """The networks that a patch of ``model`` goes into, with ``torch.compile`` wrappers taken off.
+    """The networks that a patch of ``model`` goes into, without the wrappers around them.
 
     Args:
         model: a pipeline or a denoiser.
@@ -233,8 +234,17 @@ def _find_parts(model: Any, controlnet: bool) -> list[nn.Module]:
     return found
 
 
-def _unwrap(module: nn.Module) -> nn.Module:
-    return getattr(module, "_orig_mod", module)
+def _unwrap(module: Any) -> nn.Module:
+    """Without the wrappers of torch.compile, of data parallelism and of peft."""
+    while True:
+        if "_orig_mod" in getattr(module, "_modules", {}):
+            module = module._orig_mod
+        elif isinstance(module, nn.parallel.DistributedDataParallel | nn.DataParallel):
+            module = module.module
+        elif hasattr(module, "get_base_model"):
+            module = module.get_base_model()
+        else:
+            return module  # type: ignore[no-any-return]
 
 
 def _scheduler_of(model: Any) -> Any:

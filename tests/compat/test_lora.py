@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model
 from peft.utils import get_peft_model_state_dict
 from tests import tiny
 
@@ -112,3 +112,15 @@ def test_pipeline_loader(tokenizer_folder, tmp_path):
         torch.testing.assert_close(run(), want, rtol=0, atol=1e-3 * want.abs().max().item())
     torch.testing.assert_close(run(), dense, rtol=0, atol=1e-3 * dense.abs().max().item())
     assert (want - dense).abs().max() > 0.01 * dense.abs().max()
+
+
+@pytest.mark.compat("LoRA (peft): PeftModel", note="in the place of the U-Net in a pipeline")
+def test_a_wrapped_denoiser_in_a_pipeline(tokenizer_folder):
+    pipe = tiny.sd_pipeline(tokenizer_folder)
+    config = LoraConfig(r=2, target_modules=PROJECTIONS, init_lora_weights=False)
+    pipe.unet = get_peft_model(pipe.unet, config)
+
+    def run():
+        return tiny.image_of(pipe, size=24, output_type="latent")
+
+    assert_composes(pipe, run, grids={(12, 12): 2, (6, 6): 2})

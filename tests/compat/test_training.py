@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from tests import tiny
+from torch import distributed
 
-from tokendown import GridError, apply_patch
+from tokendown import GridError, apply_patch, is_patched
 
 from .checks import ANCHORS, FACTORS, LATENT, oracle
 from .test_lora import add_lora
@@ -116,3 +117,23 @@ def test_lora_training(patched_first):
     parameters = dict(unet.named_parameters())
     assert all(torch.equal(parameters[name], value) for name, value in frozen.items())
     assert all(parameters[name].grad is None for name in frozen)
+
+
+@pytest.mark.compat("DistributedDataParallel", note="one gloo process; patch around and inside it")
+def test_a_denoiser_in_data_parallel(tmp_path):
+    unet = tiny.sd_unet().requires_grad_(True)
+    inputs = tiny.inputs(unet, *LATENT)
+    with apply_patch(unet, **PATCH):
+        want = gradients(unet, **inputs)
+    distributed.init_process_group("gloo", f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        wrapped = torch.nn.parallel.DistributedDataParallel(unet)
+        for outer in (wrapped, unet):
+            with apply_patch(outer, **PATCH):
+                assert is_patched(wrapped)
+                assert is_patched(unet)
+                found = gradients(wrapped, **inputs)
+                assert_same({name.removeprefix("module."): g for name, g in found.items()}, want)
+            assert not is_patched(wrapped)
+    finally:
+        distributed.destroy_process_group()
