@@ -600,5 +600,5 @@ def image_of(pipe: Any, steps: int = 2, size: int = 32, seed: int = 0, **options
         **options,
     }
     if "image" not in options:
-        settings.update(height=size, width=size)
+        settings = {"height": size, "width": size, **settings}
     return pipe(**settings).images

@@ -4,10 +4,19 @@ from __future__ import annotations
 
 import diffusers
 import pytest
+import tomesd
 import torch
-from tests import tiny
+from diffusers.modular_pipelines import FluxAutoBlocks, StableDiffusionXLAutoBlocks
+from tests import tiny, tiny_pipelines
 
-from tokendown import NothingPatchedError, apply_patch, is_patched, summary
+from tokendown import (
+    GridError,
+    NothingPatchedError,
+    apply_patch,
+    is_patched,
+    remove_patch,
+    summary,
+)
 from tokendown.models.blueprint import load_skeleton
 
 from .builders import amused, dit, kandinsky3, pixart_sigma, sdxl, super_resolution
@@ -209,3 +218,53 @@ def test_amused():
 
     assert_composes(pipe, run, grids={(16, 12): 2}, factors={1: 2})
     assert summary(pipe, height=64, width=48).layers[0].grid == (16, 12)
+
+
+@pytest.mark.compat("tomesd 0.1.3 at once", note="an error that names it, in both orders")
+@pytest.mark.parametrize("merged_first", [True, False])
+def test_merging_tokens_as_well_is_an_error(tokenizer_folder, merged_first):
+    pipe = tiny.sd_pipeline(tokenizer_folder)
+    dense = tiny.image_of(pipe)
+    steps = [lambda: tomesd.apply_patch(pipe), lambda: apply_patch(pipe, factor=2)]
+    for step in steps if merged_first else reversed(steps):
+        step()
+    with pytest.raises(GridError, match=r"tomesd\.remove_patch"):
+        tiny.image_of(pipe)
+    tomesd.remove_patch(pipe)
+    remove_patch(pipe)
+    assert torch.equal(tiny.image_of(pipe), dense)
+
+
+def modular(blocks, whole):
+    """A modular pipeline of the parts of a whole one, and how it is run."""
+    pipe = blocks.init_pipeline()
+    pipe.update_components(
+        **{name: part for name, part in whole.components.items() if name in pipe.components}
+    )
+
+    def run():
+        generator = torch.Generator().manual_seed(0)
+        settings = {"height": 48, "width": 32, "num_inference_steps": 3, "output_type": "latent"}
+        return pipe(prompt="a cat", generator=generator, output="images", **settings)
+
+    return pipe, run
+
+
+@pytest.mark.compat("Modular Diffusers: SDXL", note="its blocks guide in passes of their own")
+def test_modular_sdxl(tokenizer_folder):
+    pipe, run = modular(StableDiffusionXLAutoBlocks(), sdxl(tokenizer_folder))
+    assert_composes(pipe, run, grids={(12, 8): 2, (6, 4): 3}, factors={2: 2, 4: 3})
+
+
+@pytest.mark.compat("Modular Diffusers: FLUX.1", note="the same as its pipeline to the bit")
+def test_modular_flux(tmp_path):
+    whole = tiny_pipelines.flux(tmp_path)
+    pipe, run = modular(FluxAutoBlocks(), whole)
+    dense = run()
+    with apply_patch(pipe, factor=2, anchors=1):
+        got = run()
+    assert not torch.equal(got, dense)
+    assert torch.equal(run(), dense)
+    with apply_patch(whole, factor=2, anchors=1):
+        want = tiny.image_of(whole, 3, height=48, width=32, output_type="latent")
+    assert torch.equal(whole._pack_latents(got, *got.shape), want)

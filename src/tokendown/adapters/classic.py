@@ -156,8 +156,9 @@ class FewerKeys(ForwardIntercept):
         if layer.height * layer.width != tokens.shape[1]:
             raise GridError(
                 f"{layer.name}: expected {layer.height * layer.width} tokens for a "
-                f"{layer.height}x{layer.width} grid, got {tokens.shape[1]}; the grid is "
-                "read when the whole denoiser runs, so call the denoiser, not this layer"
+                f"{layer.height}x{layer.width} grid, got {tokens.shape[1]}; either "
+                "another patch drops tokens first (tomesd.remove_patch(model) if it is that), or "
+                "the layer was called alone: the grid is read when the whole denoiser runs"
             )
         grid, rule = layer.grid, layer.rule
         assert rule is not None, "installed on layers with a rule only"
