@@ -192,6 +192,29 @@ def test_options_of_a_wrong_type(options):
         PatchConfig(**options)
 
 
+@pytest.mark.parametrize("function", [apply_patch, tokendown.summary])
+@pytest.mark.parametrize("config", ["paper", 2, {"factor": 2}])
+def test_a_config_is_a_config(function, config):
+    model = tiny.sd_unet()
+    with pytest.raises(ConfigError, match="preset='paper'"):
+        function(model, config)
+    assert not is_patched(model)
+
+
+@pytest.mark.parametrize("step", [(4, 4), (-1, 4), (1.5, 4), (0, 0)])
+def test_steps_of_a_hand_written_loop(step):
+    with apply_patch(tiny.sd_unet(), factor=2) as patch:
+        with pytest.raises(ConfigError, match="0 <= step < steps"):
+            patch.set_progress(*step)
+        patch.set_progress(3, 4)
+
+
+@pytest.mark.parametrize("size", [(0, 64), (64, -64), ("64", 64), (64.0, 64)])
+def test_sizes_of_a_summary(size):
+    with pytest.raises(ConfigError, match="at least 8 x 8 pixels"):
+        tokendown.summary(tiny.sd_unet(), height=size[0] or 1, width=size[1])
+
+
 def test_a_config_and_options_together_are_an_error():
     with pytest.raises(ConfigError, match="got both"):
         apply_patch(tiny.shallow_unet(), PatchConfig(), factor=2)
@@ -290,7 +313,7 @@ def test_factor_one_is_said_to_change_nothing(caplog):
 
 def test_applying_is_logged_once_with_numbers(caplog):
     caplog.set_level(logging.INFO, "tokendown")
-    apply_patch(tiny.sd_unet(), factor=2)
+    apply_patch(tiny.sd_unet(), factor=2, method="nearest")
     (record,) = caplog.records
     assert record.levelno == logging.INFO
     assert record.message == "UNet2DConditionModel: 3 of 10 self-attention layers patched"

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import reference
-from tokendown import Grid, GridError, attend, select_tokens
+from tokendown import ConfigError, Grid, GridError, attend, select_tokens
 from tokendown.attention import fold_bias, vector_norm
 from tokendown.multiplicity import bias_of
 from tokendown.select import Selection, kept_tokens, select
@@ -297,3 +297,34 @@ def test_fold_bias_is_the_bias(size):
 def test_norms_of_half_precision_do_not_overflow():
     x = torch.full((1, 2, 1000), 60000.0, dtype=torch.float16)
     assert vector_norm(x).isfinite().all()
+
+
+X = torch.zeros(1, 2, 35, 8)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "said"),
+    [
+        ({"factor": 0}, ConfigError, "factor >= 1"),
+        ({"factor": 2.0}, ConfigError, "factor >= 1"),
+        ({"method": "jitter"}, ConfigError, "'nearest' or 'mean'"),
+        ({"grid": (5, 7)}, GridError, r"Grid\(height, width\), got \(5, 7\)"),
+        ({"grid": Grid(5, 8)}, GridError, "40"),
+        ({"anchors": -1}, ConfigError, "anchors >= 0"),
+        ({"exact": -1}, ConfigError, "exact keys >= 0"),
+        ({"value": X[0]}, ConfigError, r"value as \[batch, heads, tokens, head_dim\]"),
+    ],
+)
+def test_arguments_that_cannot_be_right(options, error, said):
+    given = {"query": X, "key": X, "value": X, "grid": Grid(5, 7), **options}
+    with pytest.raises(error, match=said):
+        attend(**given)
+    if set(options) <= {"factor", "method", "grid"}:
+        with pytest.raises(error, match=said):
+            select_tokens(X, **{"grid": Grid(5, 7), "factor": 2, **options})
+
+
+@pytest.mark.parametrize("side", [0, -1, 2.5, "3"])
+def test_sides_that_cannot_be_right(side):
+    with pytest.raises(GridError, match="sides of at least 1 token"):
+        Grid(3, side)

@@ -14,10 +14,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from ._errors import GridError
-from .config import CellMethod
+from .config import CellMethod, expect, is_int
 from .grid import Grid
 from .multiplicity import weighed
-from .select import select
+from .select import expect_choice, select
 
 
 def attend(
@@ -52,10 +52,16 @@ def attend(
         [batch, heads, queries, head_dim]
 
     Raises:
-        GridError: the keys are not grid.tokens + exact.
+        GridError: the keys are not grid.tokens + exact, or ``grid`` is no Grid.
+        ConfigError: a number is out of its range, or the method none of these.
 
     Source: arXiv:2402.13573 (grid only); docs/how-it-works.md, "The one formula".
     """
+    expect_choice(grid, factor, method)
+    expect(is_int(anchors, 0), "a number of anchors >= 0", anchors)
+    expect(is_int(exact, 0), "a number of exact keys >= 0", exact)
+    for name, x in {"query": query, "key": key, "value": value}.items():
+        expect(x.ndim == 4, f"{name} as [batch, heads, tokens, head_dim]", tuple(x.shape))
     if key.shape[-2] != grid.tokens + exact:
         raise GridError(
             f"expected {grid.tokens} keys for a {grid} grid and {exact} exact keys, "

@@ -78,42 +78,38 @@ class PatchConfig:
     temporal_factor: int = 1
 
     def __post_init__(self) -> None:
-        _expect(self.preset in get_args(Preset), "preset 'auto' or 'paper'", self.preset)
+        expect(self.preset in get_args(Preset), "preset 'auto' or 'paper'", self.preset)
         paper = self.preset == "paper"
         if self.method is None:
             object.__setattr__(self, "method", "nearest" if paper else "jitter")
-        _expect(
-            self.method in get_args(Method), "method 'nearest', 'mean' or 'jitter'", self.method
-        )
+        expect(self.method in get_args(Method), "method 'nearest', 'mean' or 'jitter'", self.method)
         if self.budget is None:
             object.__setattr__(self, "budget", PAPER_BUDGET if paper else AUTO_BUDGET)
         if self.anchors is None:
             object.__setattr__(self, "anchors", 0 if paper else AUTO_ANCHORS)
-        _expect(_is_int(self.budget, 1), "a budget of at least 1 key", self.budget)
-        _expect(_is_int(self.anchors, 0), "a number of anchors >= 0", self.anchors)
-        _expect(
+        expect(is_int(self.budget, 1), "a budget of at least 1 key", self.budget)
+        expect(is_int(self.anchors, 0), "a number of anchors >= 0", self.anchors)
+        expect(
             _is_number(self.start)
             and _is_number(self.stop)
             and 0.0 <= self.start < self.stop <= 1.0,
             "0 <= start < stop <= 1 (fractions of the schedule)",
             f"start={self.start!r}, stop={self.stop!r}",
         )
-        _expect(isinstance(self.controlnet, bool), "controlnet True or False", self.controlnet)
-        _expect(
-            isinstance(self.multiplicity, bool), "multiplicity True or False", self.multiplicity
-        )
-        _expect(_is_int(self.references, 1), "references, a factor >= 1", self.references)
-        _expect(_is_int(self.temporal_factor, 1), "a temporal_factor >= 1", self.temporal_factor)
+        expect(isinstance(self.controlnet, bool), "controlnet True or False", self.controlnet)
+        expect(isinstance(self.multiplicity, bool), "multiplicity True or False", self.multiplicity)
+        expect(is_int(self.references, 1), "references, a factor >= 1", self.references)
+        expect(is_int(self.temporal_factor, 1), "a temporal_factor >= 1", self.temporal_factor)
         if isinstance(self.factor, Mapping):
-            _expect(
+            expect(
                 len(self.factor) > 0
-                and all(_is_int(k, 1) and _is_int(v, 1) for k, v in self.factor.items()),
+                and all(is_int(k, 1) and is_int(v, 1) for k, v in self.factor.items()),
                 "a dict from downsampling to factor, integers >= 1, such as {1: 4, 2: 2}",
                 dict(self.factor),
             )
             object.__setattr__(self, "factor", dict(self.factor))
         elif self.factor is not None:
-            _expect(_is_int(self.factor, 1), "an integer factor >= 1 (2 keeps 1/4)", self.factor)
+            expect(is_int(self.factor, 1), "an integer factor >= 1 (2 keeps 1/4)", self.factor)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types; dict keys become strings only when dumped."""
@@ -136,7 +132,8 @@ class PatchConfig:
         return cls(**options)
 
 
-def _is_int(value: object, least: int) -> bool:
+def is_int(value: object, least: int) -> bool:
+    """Whether it is an integer, no boolean, of at least so much."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
@@ -144,6 +141,7 @@ def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def _expect(ok: bool, expected: str, got: object) -> None:
+def expect(ok: bool, expected: str, got: object) -> None:
+    """Raises a ConfigError unless ``ok``."""
     if not ok:
         raise ConfigError(f"expected {expected}, got {got!r}")

@@ -17,15 +17,18 @@ class Grid:
         width: columns, >= 1.
 
     Raises:
-        GridError: a side is smaller than 1.
+        GridError: a side is no integer, or smaller than 1.
     """
 
     height: int
     width: int
 
     def __post_init__(self) -> None:
-        if self.height < 1 or self.width < 1:
-            raise GridError(f"expected sides of at least 1 token, got {self.height} x {self.width}")
+        for side in (self.height, self.width):
+            if isinstance(side, float | str) or side < 1:
+                raise GridError(
+                    f"expected sides of at least 1 token, got {self.height} x {self.width}"
+                )
 
     @property
     def tokens(self) -> int:

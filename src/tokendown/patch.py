@@ -12,9 +12,9 @@ from ._errors import ConfigError, UnsupportedModelError
 from .adapters import families, schedule, transformers
 from .adapters.joint import JointPlan
 from .adapters.plan import Plan
-from .config import Method, PatchConfig, Preset
+from .config import Method, PatchConfig, Preset, expect, is_int
 from .grid import Grid
-from .tuned import Options, TunedPlan
+from .tuned import Options, TunedPlan, expect_options
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -54,7 +54,15 @@ class Patch:
         Args:
             step: index of the coming step, from 0.
             steps: length of the schedule.
+
+        Raises:
+            ConfigError: the step is none of the schedule.
         """
+        expect(
+            is_int(steps, 1) and is_int(step, 0) and step < steps,
+            "0 <= step < steps, integers",
+            f"step={step!r}, steps={steps!r}",
+        )
         for plan in self._plans:
             for clock in plan.clocks:
                 clock.set(step, steps)
@@ -171,6 +179,7 @@ def apply_patch(
         preset, factor, budget, anchors, method, start, stop, controlnet,
         multiplicity=multiplicity, references=references, temporal_factor=temporal_factor,
     )  # fmt: skip
+    expect_options(config)
     if config is not None and options != PatchConfig():
         raise ConfigError(f"expected a PatchConfig or options by name, got both: {options}")
     config = config or options

@@ -8,13 +8,14 @@ M = ceil(height / factor) * ceil(width / factor) of them. Source: arXiv:2402.135
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import get_args
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from ._errors import GridError
-from .config import CellMethod
+from .config import CellMethod, expect, is_int
 from .grid import Grid
 from .multiplicity import Runs
 
@@ -78,7 +79,7 @@ class Selection:
     def _on_grid(self, x: Tensor) -> Tensor:
         """[..., N, C] -> [..., M, C]"""
         if self.index is None:
-            return select_tokens(x, self.grid, self.factor, self.method)
+            return _coarse(x, self.grid, self.factor, self.method)
         return x.index_select(-2, self.index)
 
 
@@ -137,10 +138,29 @@ def select_tokens(x: Tensor, grid: Grid, factor: int, method: CellMethod = "near
         [..., M, C], same dtype and device.
 
     Raises:
-        GridError: N differs from grid.tokens.
+        GridError: N differs from grid.tokens, or ``grid`` is no Grid.
+        ConfigError: the factor or the method is none of these.
 
     Source: Smith, Saxena, Saha 2024, arXiv:2402.13573.
     """
+    expect_choice(grid, factor, method)
+    return _coarse(x, grid, factor, method)
+
+
+def expect_choice(grid: Grid, factor: int, method: CellMethod) -> None:
+    """Checks what the functions of the package are given.
+
+    Raises:
+        GridError: no grid.
+        ConfigError: no factor, or no method of taking the keys of one call.
+    """
+    if not isinstance(grid, Grid):
+        raise GridError(f"expected a Grid, such as Grid(height, width), got {grid!r}")
+    expect(is_int(factor, 1), "an integer factor >= 1 (2 keeps 1/4)", factor)
+    expect(method in get_args(CellMethod), "method 'nearest' or 'mean'", method)
+
+
+def _coarse(x: Tensor, grid: Grid, factor: int, method: CellMethod) -> Tensor:
     if x.shape[-2] != grid.tokens:
         raise GridError(f"expected {grid.tokens} tokens for a {grid} grid, got {x.shape[-2]}")
     if factor == 1:

@@ -13,12 +13,13 @@ from .adapters.classic import PERTURBED
 from .adapters.joint import JointLayer, JointPlan
 from .adapters.plan import Layer, Plan, Rule
 from .adapters.skeleton import Cost
+from .config import expect, is_int
 from .flops import joint_attention_flops, self_attention_flops
 from .patch import find_denoisers
 from .scales import latent_frames, spatial_scale, temporal_scale
 from .select import kept_tokens
 from .sequence import joint_tokens
-from .tuned import Options
+from .tuned import Options, expect_options
 
 
 @dataclass(frozen=True)
@@ -163,10 +164,12 @@ def summary(
         frame_scale: frames a latent frame; None means the pipeline's own, and 1 for a denoiser.
 
     Raises:
-        ConfigError: the model has no native size and none was given, or it is too small.
+        ConfigError: the model has no native size and none was given, or it is too small; ``config``
+            is no such object.
         UnsupportedModelError: no adapter knows the model.
         NothingPatchedError: the config matches no layer.
     """
+    expect_options(config)
     scale = scale if scale is not None else spatial_scale(model)
     latents = frames and latent_frames(frames, frame_scale or temporal_scale(model))
     denoisers = find_denoisers(model, controlnet=True)
@@ -207,8 +210,11 @@ def _size(denoiser: Any, height: int | None, width: int | None, scale: int) -> t
         )
     rows, columns = (native, native) if isinstance(native, int) else (native or (0, 0))
     height, width = height or rows * scale, width or columns * scale
-    if height < scale or width < scale:
-        raise ConfigError(f"expected at least {scale} x {scale} pixels, got {width} x {height}")
+    expect(
+        is_int(height, scale) and is_int(width, scale),
+        f"at least {scale} x {scale} pixels, in integers",
+        (width, height),
+    )
     return height, width
 
 

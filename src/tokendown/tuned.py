@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from ._errors import ConfigError, LoadError
-from .config import Method, PatchConfig
+from .config import Method, PatchConfig, expect
 
 VERSION = 1
 
@@ -156,6 +156,19 @@ class TunedPlan:
 
 Options = PatchConfig | TunedPlan
 """What a patch does: one rule for all layers, or one a layer."""
+
+
+def expect_options(config: Any) -> None:
+    """Checks what takes the place of options by name.
+
+    Raises:
+        ConfigError: neither None nor such an object.
+    """
+    expect(
+        config is None or isinstance(config, Options),
+        "a PatchConfig or a TunedPlan (options go by name, such as preset='paper' or factor=2)",
+        config,
+    )
 
 
 def options_from_dict(settings: Mapping[str, Any]) -> Options:
