@@ -188,6 +188,7 @@ def test_the_stand_in_says_what_it_is(tmp_path, monkeypatch):
         (("a", "--preset", "magic"), "preset 'auto' or 'paper'"),
         (("a", "--dense", "--compare"), "nothing to compare"),
         (("a", "--steps", "0"), "at least 1 step"),
+        (("a", "--guidance", "nan"), "a finite guidance"),
         (("a", "--device", "toaster"), "no device 'toaster'"),
         (("a", "--dtype", "int7"), "expected a dtype"),
         (("a", "--lora", "gone.safetensors"), "no such file"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
+from math import isfinite
 from typing import Any
 
 from ._errors import ConfigError, LoadError
@@ -66,6 +67,8 @@ class Request:
     def __post_init__(self) -> None:
         if self.steps is not None and self.steps < 1:
             raise ConfigError(f"expected at least 1 step, got {self.steps}")
+        if self.guidance is not None and not isfinite(self.guidance):
+            raise ConfigError(f"expected a finite guidance, got {self.guidance}")
         if not 0 <= self.seed < 2**63:
             raise ConfigError(f"expected a seed from 0 to 2^63 - 1, got {self.seed}")
         if (self.width is None) != (self.height is None):

@@ -19,7 +19,7 @@ from ..bench.report import COLUMNS, Group, remarks, seconds_of, seconds_text, su
 from ..bench.run import Deadline, run
 from . import options as opt
 from .generate import busy
-from .output import err, loading, out, politely, print_json, warn
+from .output import err, hushed, out, politely, print_json, warn
 
 _WHAT, _HOW, _FILES = "What is measured", "How", "Files"
 _PLAIN = ("shape", "whole", "rounds", "batch", "steps", "dtype", "device", "backend", "compile",
@@ -183,9 +183,8 @@ def _measure(jobs: list[Job], file: CellFile, deadline: Deadline, as_json: bool)
             warn(remark)
     before = len(file.cells)
     try:
-        with loading(jobs[0].target):
-            import diffusers  # noqa: F401, here its remarks are silenced
-        complete = run(jobs, file, deadline=deadline, report=lambda cell: _tell(cell, as_json))
+        with hushed():
+            complete = run(jobs, file, deadline=deadline, report=lambda cell: _tell(cell, as_json))
     except (KeyboardInterrupt, SystemExit):
         warn(f"{len(file.cells) - before} new lines; go on with --resume {file.path}")
         raise

@@ -85,7 +85,14 @@ def steps_bar(label: str) -> Iterator[Any]:
 @contextmanager
 def loading(model: str) -> Iterator[None]:
     """A spinner on stderr in place of the hosts' own bars and remarks."""
-    with err().status(f"loading {model}"), ExitStack() as undo:
+    with err().status(f"loading {model}"), hushed():
+        yield
+
+
+@contextmanager
+def hushed() -> Iterator[None]:
+    """Without the hosts' own bars and remarks."""
+    with ExitStack() as undo:
         try:
             logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # every retry is a line
             from transformers.utils import logging as transformers_logging
