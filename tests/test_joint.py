@@ -15,6 +15,7 @@ import tiny
 import tiny_transformers
 from joint_reference import Want
 from tokendown import GridError, UnsupportedModelError, apply_patch, summary
+from tokendown.adapters.families import installed_plan
 from transformer_inputs import padded_text
 
 KINDS = sorted(joint_reference.WHERE)
@@ -357,6 +358,28 @@ def test_a_video_is_found_behind_the_frames_of_its_conditions(size):
             grid.check(both, ((3, 4, 3),))
         with pytest.raises(GridError, match="row-major"):
             grid.read(both[..., :-1])
+
+
+@pytest.mark.parametrize("conditions", [0, 12])
+def test_ranks_do_not_share_a_film_with_the_frames_of_its_conditions(conditions):
+    model = built("ltx")
+    frames = [8, 0, 1, 9] if conditions else [0, 1, 9]
+    arguments = tiny_transformers.inputs("ltx", model, 3, 4)
+    latent = arguments["hidden_states"]
+    arguments["hidden_states"] = latent.new_zeros(2, 36 + conditions, latent.shape[-1])
+    arguments["video_coords"] = coordinates(frames, 3, 4).to(latent.dtype)
+    for name in ("num_frames", "height", "width"):
+        arguments[name] = None
+    with apply_patch(model, factor=2):
+        model(**arguments)
+        plan = installed_plan(model)
+        assert (plan.shapes, plan.others) == (((3, 3, 4),), conditions)
+        assert plan.boxes(plan.layers[0], 1)
+        if conditions:
+            with pytest.raises(GridError, match="12 tokens of conditions"):
+                plan.boxes(plan.layers[0], 3)
+        else:
+            assert plan.boxes(plan.layers[0], 3)[0].tokens == 12
 
 
 def test_captions_of_several_lengths_in_a_batch_are_refused():

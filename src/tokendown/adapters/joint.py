@@ -55,9 +55,11 @@ class JointPlan(Plan):
 
     Args:
         shapes: (frames, height, width) in tokens, of the picture or video, then of references.
+        others: how many tokens of the latent are of no shape: frames of conditions.
     """
 
     shapes: tuple[Shape, ...] = ()
+    others: int = 0
 
     def set_shapes(self, shapes: tuple[Shape, ...]) -> None:
         self.shapes = shapes
@@ -72,20 +74,21 @@ class JointPlan(Plan):
         Raises:
             GridError: the ranks cannot share it so that each has whole cells.
         """
-        (frames, height, width), *others = self.shapes if shapes is None else shapes
-        others = others if layer.references else []
+        (frames, height, width), *references = self.shapes if shapes is None else shapes
+        references = references if layer.references else []
         rule = layer.rule or Rule(fixed=1)
         factor, temporal = rule.factor(Grid(height, width)), min(rule.temporal, frames)
         main = Box(frames, height, width, factor, temporal)
-        boxes = (main, *(Box(*shape, rule.references) for shape in others))
+        boxes = (main, *(Box(*shape, rule.references) for shape in references))
         if ranks == 1 or all(box.kept == box.tokens for box in boxes):
             return boxes
-        if others:
+        if references or self.others:
             # The first ranks get the picture and the last ones the references: their keys are not
             # equally many, which neither Ulysses nor a ring can exchange.
+            besides = f"{len(references)} reference pictures and {self.others} tokens of conditions"
             raise GridError(
-                f"{ranks} ranks cannot share a sequence with {len(others)} reference pictures; use "
-                "one process, or remove_patch(model)"
+                f"{ranks} ranks cannot share a sequence with {besides}; use one process, or "
+                "remove_patch(model)"
             )
         return (_shard(main, ranks),)
 

@@ -10,6 +10,7 @@ import inspect
 import weakref
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from math import prod
 from operator import attrgetter
 from typing import Any
 
@@ -35,7 +36,7 @@ from .grids import (
     OffsetIdGrid,
     ShapeGrid,
 )
-from .joint import JointKeys, JointLayer, JointPlan, check
+from .joint import JointKeys, JointLayer, JointPlan, Shape, check
 
 
 @dataclass(frozen=True)
@@ -303,6 +304,7 @@ class ShapeReader:
         else:
             self.plan.set_shapes(grid(module.config, arguments))
         if not torch.compiler.is_compiling():
+            self.plan.others = _others(arguments.get("hidden_states"), self.plan.shapes)
             say_if_unchanged(self.plan, self.plan.layers)
 
     def _from_values(self, grid: IdGrid, ids: tuple[Tensor, ...]) -> None:
@@ -329,6 +331,13 @@ class ShapeReader:
             last() is part and version is not None and version == _version(part)
             for part, (last, version) in zip(ids, self._last, strict=True)
         )
+
+
+def _others(latent: Any, shapes: tuple[Shape, ...]) -> int:
+    """Tokens of a packed latent, [batch, tokens, channels], that are of no shape."""
+    if not isinstance(latent, Tensor) or latent.ndim != 3:
+        return 0
+    return int(latent.shape[1]) - sum(map(prod, shapes))
 
 
 def _version(tensor: Tensor) -> int | None:
