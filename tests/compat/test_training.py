@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests import tiny
+from tests import tiny, tiny_transformers
 from torch import distributed
 
-from tokendown import GridError, apply_patch, is_patched
+from tokendown import apply_patch, is_patched
 
 from .checks import ANCHORS, FACTORS, LATENT, oracle
 from .test_lora import add_lora
@@ -59,33 +59,55 @@ def gradients_of_two(unet, *sizes) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.compat("gradient checkpointing: two sizes before one backward pass")
-@pytest.mark.xfail(
-    raises=AssertionError,
-    strict=True,
-    reason="blocks run again in the backward pass, when the grid is that of the latest forward "
-    "pass; sizes with equally many tokens are mixed up",
-)
-def test_checkpointing_and_two_shapes_with_equally_many_tokens():
+@pytest.mark.parametrize("first", [(12, 16), (8, 16)], ids=["as many tokens", "fewer tokens"])
+def test_checkpointing_and_two_sizes(first):
     unet = tiny.sd_unet().requires_grad_(True).train()
     with apply_patch(unet, **PATCH):
-        want = gradients_of_two(unet, (12, 16), (16, 12))
+        want = gradients_of_two(unet, first, (16, 12))
         unet.enable_gradient_checkpointing()
-        assert_same(gradients_of_two(unet, (12, 16), (16, 12)), want)
+        assert_same(gradients_of_two(unet, first, (16, 12)), want)
+        unet.zero_grad()
+        one = gradients(unet, **tiny.inputs(unet, *first))  # the present is back
+    unet.disable_gradient_checkpointing()
+    with apply_patch(unet, **PATCH):
+        assert_same(one, gradients(unet, **tiny.inputs(unet, *first)))
+
+
+def gradients_of_steps(model, patch, run) -> dict[str, torch.Tensor]:
+    """Three steps of a sampling, each with another weight, before one backward pass."""
+    model.zero_grad()
+    loss = torch.zeros(())
+    for step in range(3):
+        patch.set_progress(step, 4)
+        loss = loss + (step + 1) * run().square().mean()
+    patch.set_progress(3, 4)
+    loss.backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
 @pytest.mark.compat(
-    "gradient checkpointing: two sizes before one backward pass",
-    note="refused with GridError where the number of tokens differs",
+    "gradient checkpointing: steps before one backward pass", note="jitter; windows"
 )
-def test_checkpointing_and_two_sizes_is_refused():
-    unet = tiny.sd_unet().requires_grad_(True).train()
-    with apply_patch(unet, **PATCH):
-        gradients_of_two(unet, (8, 16), (16, 12))  # no checkpoints: no trouble
-        unet.enable_gradient_checkpointing()
-        with pytest.raises(GridError, match="expected 192 tokens for a 16x12 grid, got 128"):
-            gradients_of_two(unet, (8, 16), (16, 12))
-        unet.zero_grad()
-        gradients(unet, **tiny.inputs(unet, 8, 16))  # one pass at a time works
+@pytest.mark.parametrize("kind", ["unet", "flux", "wan"])
+@pytest.mark.parametrize("options", [{"anchors": 0}, {"stop": 0.5}], ids=["jitter", "window"])
+def test_checkpointing_and_several_steps(kind, options):
+    if kind == "unet":
+        model, inputs = tiny.sd_unet(), tiny.inputs(tiny.sd_unet(), *LATENT)
+    else:
+        model = getattr(tiny_transformers, kind)()
+        inputs = tiny_transformers.inputs(kind, model, 6, 8)
+    model.requires_grad_(True).train()
+    with apply_patch(model, factor=2, **options) as patch:
+        want = gradients_of_steps(model, patch, lambda: tiny.flatten(model(**inputs)))
+        model.enable_gradient_checkpointing()
+        got = gradients_of_steps(model, patch, lambda: tiny.flatten(model(**inputs)))
+        again = gradients_of_steps(model, patch, lambda: tiny.flatten(model(**inputs)))
+        assert_same(got, want)
+        assert_same(again, want)
+    with apply_patch(model, factor=2, method="nearest", **options) as patch:
+        still = gradients_of_steps(model, patch, lambda: tiny.flatten(model(**inputs)))
+    with pytest.raises(AssertionError):
+        assert_same(still, want)
 
 
 @pytest.mark.compat("LoRA training", note="gradient checkpointing; the loss falls")

@@ -108,7 +108,7 @@ class NormReader:
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         layer = self.layer
-        if layer.active and layer.height and layer.factor(layer.grid) > 1:
+        if layer.active and layer.height and layer.drops(layer.grid):
             layer.scores = lengths(layer, args, kwargs)
 
 
@@ -140,10 +140,13 @@ class FewerKeys(ForwardIntercept):
         scores, self.layer.scores = self.layer.scores, None
         # Kandinsky 3 gives the tokens themselves
         own = encoder_hidden_states is None or encoder_hidden_states is hidden_states
-        if own and self.layer.active and why_dense(self.owner) is None:
-            selection = self._select(as_tokens(hidden_states), scores)
-            if selection.factor > 1:
-                return self._attend(hidden_states, selection, attention_mask, **kwargs)
+        try:
+            if own and self.layer.active and why_dense(self.owner) is None:
+                selection = self._select(as_tokens(hidden_states), scores)
+                if selection.factor > 1:
+                    return self._attend(hidden_states, selection, attention_mask, **kwargs)
+        finally:
+            self.layer.finish()
         return self.original(  # type: ignore[no-any-return]
             hidden_states,
             encoder_hidden_states=encoder_hidden_states,

@@ -20,8 +20,9 @@ from .classic import FewerKeys, GridReader, NormReader, why_dense
 from .intercept import intercepts
 from .joint import JointKeys, JointPlan
 from .plan import Layer, Plan, assign_rules
+from .recompute import Recall, watch_block
 from .refused import refusal
-from .schedule import Follower
+from .schedule import Follower, release
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ def _patch_transformer_sites(model: Any) -> Iterator[Site]:
 
 
 _KEYS = (FewerKeys, JointKeys)
-_HOOKS = (GridReader, NormReader, transformers.ShapeReader, Follower)
+_HOOKS = (GridReader, NormReader, transformers.ShapeReader, Recall, Follower)
 
 FAMILIES: dict[str, Callable[[Any], Iterator[Site]]] = {
     "UNet2DConditionModel": _unet_sites,
@@ -220,6 +221,7 @@ def install(model: nn.Module, plan: Plan) -> None:
             if layer.rule is None:
                 continue
             FewerKeys(attention, plan, layer).install()
+            watch_block(model, plan, layer)
             if layer.rule.anchors:
                 norm.register_forward_pre_hook(NormReader(layer), with_kwargs=True)
 
@@ -231,10 +233,13 @@ def uninstall(model: nn.Module) -> None:
             item.remove()
             for clock in item.plan.clocks if isinstance(item, _KEYS) else ():
                 clock.detached = True
-        hooks = module._forward_pre_hooks.items()
-        for key in [key for key, hook in hooks if isinstance(hook, _HOOKS)]:
-            del module._forward_pre_hooks[key]
-            module._forward_pre_hooks_with_kwargs.pop(key, None)
+    for module in model.modules():
+        for key, hook in list(module._forward_pre_hooks.items()):
+            if isinstance(hook, _HOOKS):
+                del module._forward_pre_hooks[key]
+                module._forward_pre_hooks_with_kwargs.pop(key, None)
+            if isinstance(hook, Follower):
+                release(hook.scheduler)
 
 
 def installed_plan(model: nn.Module) -> Plan | None:

@@ -7,6 +7,7 @@ one graph.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from torch import Tensor
@@ -50,6 +51,7 @@ class Layer:
     width: int = 0
     scores: Tensor | None = None
     tokens_first: bool = False
+    afterwards: Callable[[], None] | None = None
 
     @property
     def inner_dim(self) -> int:
@@ -63,6 +65,10 @@ class Layer:
     def factor(self, grid: Grid) -> int:
         """The linear factor at a grid; 1 is dense."""
         return 1 if self.rule is None else self.rule.factor(grid)
+
+    def drops(self, grid: Grid) -> bool:
+        """Whether keys are dropped at a grid, of a frame or whole frames."""
+        return self.factor(grid) > 1 or (self.rule is not None and self.rule.temporal > 1)
 
     @property
     def active(self) -> bool:
@@ -80,6 +86,12 @@ class Layer:
                 "pipeline, or call patch.set_progress(step, steps) in a loop of your own"
             )
         return self.clock.active
+
+    def finish(self) -> None:
+        """Its attention has run: back to the present, where it ran for a backward pass."""
+        if self.afterwards is not None:
+            self.afterwards()
+            self.afterwards = None
 
     @property
     def place(self) -> Place | None:

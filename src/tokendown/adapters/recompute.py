@@ -1,0 +1,69 @@
+"""Gradient checkpointing: a block that runs again in the backward pass sees what it saw before.
+
+By then another step may have come, or another size. The input of a block is the same tensor both
+times, which is how the first time is found again.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from .plan import Clock, Layer, Plan
+
+Moment = tuple[Clock | None, int, int, Any]
+
+
+class Recall:
+    """A forward pre-hook on a block: the step and the size of its first run hold in the second.
+
+    Args:
+        plan: of the denoiser.
+        layer: in the block.
+    """
+
+    def __init__(self, plan: Plan, layer: Layer) -> None:
+        self.plan = plan
+        self.layer = layer
+        self.seen = WeakTensorKeyDictionary()
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+            return
+        tokens = args[0] if args else kwargs.get("hidden_states")
+        if not isinstance(tokens, Tensor):
+            return
+        self.layer.finish()
+        if torch._C._current_graph_task_id() == -1:  # not in a backward pass
+            clock, *size = self._moment()
+            self.seen[tokens] = (copy.copy(clock), *size)  # it goes on
+        elif tokens in self.seen:
+            present = self._moment()
+            self.layer.afterwards = lambda: self._return_to(present)
+            self._return_to(self.seen[tokens])
+
+    def _moment(self) -> Moment:
+        layer = self.layer
+        return layer.clock, layer.height, layer.width, getattr(self.plan, "shapes", None)
+
+    def _return_to(self, moment: Moment) -> None:
+        layer = self.layer
+        layer.clock, layer.height, layer.width, shapes = moment
+        if shapes is not None:
+            self.plan.shapes = shapes  # type: ignore[attr-defined] # of a transformer
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"plan": self.plan, "layer": self.layer}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
+
+
+def watch_block(model: nn.Module, plan: Plan, layer: Layer) -> None:
+    """Hooks the block that a layer is in."""
+    block = model.get_submodule(layer.name.rpartition(".")[0])
+    block.register_forward_pre_hook(Recall(plan, layer), with_kwargs=True)
