@@ -16,6 +16,7 @@ from tokendown import (
     Adapter,
     Blocks,
     ConfigError,
+    GridError,
     UnsupportedModelError,
     apply_patch,
     register_adapter,
@@ -162,3 +163,35 @@ def test_an_own_model_can_be_registered(monkeypatch):
 def test_an_adapter_without_blocks_is_refused():
     with pytest.raises(ConfigError):
         register_adapter("Nothing", Adapter(grid=lambda config, arguments: (), blocks=()))
+
+
+@pytest.mark.parametrize("blocks", [Blocks("layers"), ("layers",), [Blocks("layers")]])
+def test_blocks_are_a_tuple_of_blocks(blocks):
+    with pytest.raises(ConfigError, match=r"blocks=\(Blocks\(path\),\)"):
+        register_adapter("Nothing", Adapter(grid=lambda config, arguments: (), blocks=blocks))
+
+
+@pytest.mark.parametrize(
+    ("blocks", "said"),
+    [
+        (Blocks("layers"), r"path='layers' is not in FluxTransformer2DModel.* transformer_blocks"),
+        (Blocks("transformer_blocks", norm="norm"), r"norm='norm' is not in .*, which has norm1"),
+    ],
+)
+def test_what_an_adapter_names_is_there(monkeypatch, blocks, said):
+    monkeypatch.setitem(
+        transformers.ADAPTERS, "FluxTransformer2DModel", Adapter(lambda *_: (), (blocks,))
+    )
+    with pytest.raises(UnsupportedModelError, match=said):
+        apply_patch(tiny_transformers.flux(), factor=2)
+
+
+@pytest.mark.parametrize("told", [(4, 6), (1, 4, 6), ((4, 6),)])
+def test_what_a_grid_tells(monkeypatch, told):
+    adapter = transformers.ADAPTERS["WanTransformer3DModel"]
+    monkeypatch.setitem(
+        transformers.ADAPTERS, "WanTransformer3DModel", Adapter(lambda *_: told, adapter.blocks)
+    )
+    model = tiny_transformers.wan()
+    with apply_patch(model, factor=2), pytest.raises(GridError, match=r"\(\(frames, height, width"):
+        tiny_transformers.run("wan", model, 4, 6)

@@ -231,5 +231,5 @@ def choose_anchors(scores: Tensor, box: Box, count: int) -> Tensor | None:
 def joint_tokens(boxes: tuple[Box, ...], anchors: int) -> tuple[int, int]:
     """How many image tokens there are, and how many of their keys are kept, anchors included."""
     first = boxes[0]
-    extra = min(anchors, first.tokens - first.kept) if first.factor > 1 else 0
+    extra = min(anchors, first.tokens - first.kept)
     return sum(box.tokens for box in boxes), sum(box.kept for box in boxes) + extra

@@ -62,6 +62,16 @@ class JointPlan(Plan):
     others: int = 0
 
     def set_shapes(self, shapes: tuple[Shape, ...]) -> None:
+        """Notes them.
+
+        Raises:
+            GridError: an adapter's grid told something else.
+        """
+        if not all(isinstance(shape, tuple) and len(shape) == 3 for shape in shapes):
+            raise GridError(
+                "expected a grid to tell ((frames, height, width), ...) in tokens, the picture "
+                f"first, got {shapes}"
+            )
         self.shapes = shapes
         for layer in self.layers if shapes else ():
             _, layer.height, layer.width = shapes[0]
@@ -182,8 +192,8 @@ class JointAttention(ForwardIntercept):
 
     def bind(self, kind: type) -> None:
         """Gets ready for a class of processors."""
-        self.kind = kind
         self.process = rebound(kind)
+        self.kind = kind  # not before: one that is refused is refused at every call
         self.rotates_kept = rotates_in_reach(kind)
         parameters = inspect.signature(self.process).parameters.values()
         open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
@@ -278,8 +288,11 @@ class JointKeys(JointAttention):
         scores, self.layer.scores = self.layer.scores, None
         sequence = None
         named = self.named(args, kwargs)
-        if self.layer.active and why_dense(self.owner) is None and not needs_all(named):
-            sequence = self._sequence(named, scores)
+        try:
+            if self.layer.active and why_dense(self.owner) is None and not needs_all(named):
+                sequence = self._sequence(named, scores)
+        finally:
+            self.layer.finish()
         if sequence is None:
             return MethodType(self.function, self.owner)(*args, **kwargs)
         return self._attend(named, sequence)
@@ -296,7 +309,8 @@ class JointKeys(JointAttention):
         sequence = self.among(tuple(box.at(place, device) for box in boxes), named)
         if scores is None or not rule.anchors:
             return sequence
-        return sequence.with_anchors(scores, -(-rule.anchors // ranks))
+        sequence = sequence.with_anchors(scores, -(-rule.anchors // ranks))
+        return None if sequence.kept == sequence.tokens else sequence
 
     def _attend(self, named: dict[str, Any], sequence: Sequence) -> Any:
         assert self.layer.rule is not None, "installed on layers with a rule only"

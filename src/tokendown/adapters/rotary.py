@@ -7,6 +7,9 @@ than its table has been selected: it gets the kept rows of the table.
 from __future__ import annotations
 
 from collections.abc import Callable
+from collections.abc import Sequence as Many
+from functools import cache
+from inspect import signature
 from typing import Any
 
 import torch
@@ -19,16 +22,37 @@ from .dispatch import current
 def rotations(names: dict[str, Any]) -> dict[str, Callable[..., Tensor]]:
     """Stand-ins for the rotary functions among the globals of a module, by name."""
     return {
-        name: _for_kept_keys(function)
+        name: stand_in(function)
         for name, function in names.items()
-        if rotates(name) and callable(function)
+        if rotates(name) and callable(function) and takes_tables(_required(function))
     }
 
 
-def unpacked(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """A stand-in for a rotary function that is given its tables one by one."""
+def _required(function: Callable[..., Any]) -> tuple[str, ...]:
+    """The parameters that have no default."""
+    found = signature(function).parameters.values()
+    return tuple(each.name for each in found if each.default is each.empty)
+
+
+def takes_tables(parameters: Many[str]) -> bool:
+    """Whether a function is given a query or a key and its table, or two tables one by one."""
+    return len(parameters) == 2 or (
+        len(parameters) == 3 and "cos" in parameters[1] and "sin" in parameters[2]
+    )
+
+
+@cache  # the compiler knows a function by its identity
+def stand_in(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """For a function that :func:`takes_tables`."""
+    if len(_required(function)) == 2:
+        return _for_kept_keys(function)
     rotate = _for_kept_keys(lambda x, tables: function(x, *tables))
-    return lambda x, *tables: rotate(x, tables)
+    _, cos, sin = _required(function)
+
+    def one_by_one(x: Tensor, *tables: Any, **named: Any) -> Tensor:
+        return rotate(x, (*tables, *(named[name] for name in (cos, sin) if name in named)))
+
+    return one_by_one
 
 
 def rotates(name: str) -> bool:

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._errors import ConfigError
-from ..config import PatchConfig
+from .._errors import ConfigError, UnsupportedModelError
+from ..config import PatchConfig, expect
 from ..tuned import Options
 from .classic import NormReader, say_if_unchanged, why_dense
 from .grids import (
@@ -37,6 +37,7 @@ from .grids import (
     ShapeGrid,
 )
 from .joint import JointKeys, JointLayer, JointPlan, Shape, check
+from .recompute import watch_block
 
 
 @dataclass(frozen=True)
@@ -260,10 +261,18 @@ def register_adapter(model: type | str, adapter: Adapter) -> None:
         adapter: where its image tokens are; see docs/how-it-works.md for an example.
 
     Raises:
-        ConfigError: the adapter has no blocks.
+        ConfigError: ``model`` is no class and no name, or the adapter has no tuple of blocks.
     """
-    if not adapter.blocks:
-        raise ConfigError("expected an adapter with at least one list of blocks")
+    expect(isinstance(model, type | str), "a class or its name", model)
+    expect(isinstance(adapter, Adapter), "a tokendown.Adapter", adapter)
+    blocks = adapter.blocks
+    expect(
+        isinstance(blocks, tuple)
+        and len(blocks) > 0
+        and all(isinstance(each, Blocks) for each in blocks),
+        "an adapter with at least one list of blocks: blocks=(Blocks(path),)",
+        blocks,
+    )
     ADAPTERS[model if isinstance(model, str) else model.__name__] = adapter
 
 
@@ -417,6 +426,7 @@ def install(model: nn.Module, plan: JointPlan) -> None:
         if layer.rule is None:
             continue
         JointKeys(attention, plan, layer).install()
+        watch_block(model, plan, layer)
         if layer.rule.anchors:
             norm.register_forward_pre_hook(NormReader(layer), with_kwargs=True)
 
@@ -432,9 +442,19 @@ def watch(target: nn.Module, model: nn.Module, plan: JointPlan) -> None:
 def attentions(model: Any, adapter: Adapter) -> Iterator[tuple[str, nn.Module, Any, Blocks]]:
     """Name, the norm before it, the module, and where it is from."""
     for blocks in adapter.blocks:
-        for index, block in enumerate(attrgetter(blocks.path)(model)):
+        for index, block in enumerate(_part(model, blocks.path, "path")):
             attention = getattr(block, blocks.attention, None)
             if attention is not None:
                 name = f"{blocks.path}.{index}.{blocks.attention}"
-                norm = getattr(block, blocks.norm) if blocks.norm else block
+                norm = _part(block, blocks.norm, "norm") if blocks.norm else block
                 yield name, norm, attention, blocks
+
+
+def _part(owner: Any, path: str, field: str) -> Any:
+    try:
+        return attrgetter(path)(owner)
+    except AttributeError as error:
+        raise UnsupportedModelError(
+            f"the adapter's {field}={path!r} is not in {type(owner).__name__}, which has "
+            + ", ".join(name for name, _ in owner.named_children())
+        ) from error
