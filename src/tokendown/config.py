@@ -128,8 +128,13 @@ class PatchConfig:
             raise ConfigError(f"unknown option {', '.join(unknown)}; the options are {known}")
         options = dict(options)
         if isinstance(options.get("factor"), Mapping):
-            options["factor"] = {int(k): v for k, v in options["factor"].items()}
+            options["factor"] = {_level(k): v for k, v in options["factor"].items()}
         return cls(**options)
+
+
+def _level(key: object) -> object:
+    """A key of the factor dict, which JSON has made text."""
+    return int(key) if isinstance(key, str) and key.isdecimal() else key
 
 
 def is_int(value: object, least: int) -> bool:

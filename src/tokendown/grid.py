@@ -36,11 +36,17 @@ class Grid:
         return self.height * self.width
 
     def coarse(self, factor: int) -> Grid:
-        """The grid with one token per ``factor`` x ``factor`` cell; partial edge cells count."""
+        """The grid with one token per ``factor`` (>= 1) squared cell; partial edge cells count."""
         return Grid(ceil(self.height / factor), ceil(self.width / factor))
 
     def factor_for(self, budget: int) -> int:
-        """The smallest factor whose coarse grid has at most ``budget`` (>= 1) tokens."""
+        """The smallest factor whose coarse grid has at most ``budget`` (>= 1) tokens.
+
+        Raises:
+            GridError: no grid has so few.
+        """
+        if budget < 1:
+            raise GridError(f"expected a budget of at least 1 token, got {budget}")
         factor = 1
         while ceil(self.height / factor) * ceil(self.width / factor) > budget:
             factor += 1

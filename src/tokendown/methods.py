@@ -158,8 +158,8 @@ def _read_tomesd(text: str, first: str, rest: list[str]) -> tuple[float, int]:
     stride = options.get("stride", max(2, least))
     if stride < least:
         raise ConfigError(
-            f"tomesd with stride {stride} merges at most {1 - 1 / stride**2:.4g} of the tokens; "
-            f"give stride={least} or more, or none"
+            f"tomesd with stride {stride} merges at most {1 - 1 / max(stride, 1) ** 2:.4g} of the "
+            f"tokens; give stride={least} or more, or none"
         )
     return ratio, stride
 

@@ -55,3 +55,5 @@ def _read(path: str) -> bytes:
         raise LoadError(f"{path}: no such file") from error
     except OSError as error:
         raise LoadError(f"{path}: {error.strerror or error}") from error
+    except RuntimeError as error:  # of ~nobody
+        raise LoadError(f"{path}: {error}") from error

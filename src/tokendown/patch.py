@@ -248,7 +248,7 @@ def _unwrap(module: Any) -> nn.Module:
     while True:
         if "_orig_mod" in getattr(module, "_modules", {}):
             module = module._orig_mod
-        elif isinstance(module, nn.parallel.DistributedDataParallel | nn.DataParallel):
+        elif isinstance(module, nn.parallel.DistributedDataParallel):
             module = module.module
         elif hasattr(module, "get_base_model"):
             module = module.get_base_model()

@@ -32,8 +32,11 @@ def check_folder(folder: Path) -> None:
         GenerateError: ``folder`` is a file, or may not be written to.
     """
     nearest = folder
-    while not nearest.exists() and nearest != nearest.parent:
-        nearest = nearest.parent
+    try:
+        while not nearest.exists() and nearest != nearest.parent:
+            nearest = nearest.parent
+    except (OSError, ValueError) as error:  # a name that is too long
+        raise GenerateError(f"cannot write to {str(folder)[:80]}: {error}") from error
     if not nearest.is_dir():
         raise GenerateError(f"cannot write to {folder}: {nearest} is a file")
     if not os.access(nearest, os.W_OK):
@@ -110,13 +113,15 @@ def read_settings(path: Path) -> dict[str, Any]:
                 text = image.info.get(CHUNK)
     except FileNotFoundError as error:
         raise LoadError(f"{path}: no such file") from error
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
+    except (
+        UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError, SyntaxError
+    ) as error:  # fmt: skip
         raise LoadError(f"{path}: not a readable picture") from error
     if not isinstance(text, str):
         raise LoadError(f"{path}: no settings of tokendown in this picture")
     try:
         settings = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise LoadError(f"{path}: its settings are damaged") from error
     if not isinstance(settings, dict):
         raise LoadError(f"{path}: its settings are damaged")

@@ -132,8 +132,11 @@ class TunedPlan:
         """
         path = Path(path)
         draft = path.with_name(f".{path.name}.tmp")
-        draft.write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
-        os.replace(draft, path)
+        try:
+            draft.write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
+            os.replace(draft, path)
+        finally:
+            draft.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, path: str | Path) -> TunedPlan:

@@ -20,6 +20,9 @@ def main() -> None:
             "the command line needs an extra: pip install 'tokendown[cli]' "
             f"({error.name} is missing)"
         ) from None
+    except KeyboardInterrupt:  # the imports take seconds
+        print("error: interrupted; nothing is half-written", file=sys.stderr)
+        raise SystemExit(128 + signal.SIGINT) from None
     signal.signal(signal.SIGTERM, _stop)
     app(prog_name="tokendown")
 

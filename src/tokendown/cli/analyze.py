@@ -116,17 +116,23 @@ def save_analysis(folder: Path, analysis: Analysis) -> list[Path]:
 
 
 def save_texts(folder: Path, texts: Mapping[str, str]) -> list[Path]:
-    """Writes text files, replacing those of an earlier run.
+    """Writes text files, replacing those of an earlier run once all are written.
 
     Raises:
         GenerateError: the folder cannot be written.
     """
+    drafts = {name: folder / f".{name}.tmp" for name in texts}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, words in texts.items():
-            (folder / name).write_text(words, encoding="utf-8")
+            drafts[name].write_text(words, encoding="utf-8")
+        for name, draft in drafts.items():
+            draft.replace(folder / name)
     except OSError as error:
         raise GenerateError(f"cannot write to {folder}: {error.strerror or error}") from error
+    finally:
+        for draft in drafts.values():
+            draft.unlink(missing_ok=True)
     return [folder / name for name in texts]
 
 

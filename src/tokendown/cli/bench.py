@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 from rich import box
+from rich.markup import escape
 from rich.table import Table
 
 from .._errors import ConfigError, GenerateError
@@ -212,7 +213,7 @@ def _print(group: Group) -> None:
     for column in COLUMNS:
         grid.add_column(column, justify="left" if column == "method" else "right", no_wrap=True)
     for row in table(group):
-        grid.add_row(*row, style=None if row[1] else "dim")
+        grid.add_row(*map(escape, row), style=None if row[1] else "dim")
     console.print(grid)
     for remark in remarks(group):
         console.print(f"  {remark}", markup=False, soft_wrap=True)

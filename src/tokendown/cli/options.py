@@ -136,6 +136,9 @@ PATCH_OPTIONS = (
 )  # fmt: skip
 
 
+MOST_PIXELS = 65536  # a side; more overflows what torch can count
+
+
 def parse_size(text: str | None) -> tuple[int | None, int | None]:
     """``"1024x768"`` to (width, height); ``"512"`` is square.
 
@@ -148,7 +151,10 @@ def parse_size(text: str | None) -> tuple[int | None, int | None]:
     if match is None:
         raise ConfigError(f"expected a size such as 1024x768 (width x height), got {text!r}")
     width = int(match[1])
-    return width, int(match[2] or width)
+    height = int(match[2] or width)
+    if not (0 < width <= MOST_PIXELS and 0 < height <= MOST_PIXELS):
+        raise ConfigError(f"expected sides of 1 to {MOST_PIXELS} pixels, got {text!r}")
+    return width, height
 
 
 def parse_parameters(texts: list[str] | None) -> dict[str, Any]:

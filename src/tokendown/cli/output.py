@@ -11,6 +11,7 @@ from typing import Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from .._errors import GenerateError, TokendownError
@@ -74,7 +75,7 @@ def steps_bar(label: str) -> Iterator[Any]:
         *columns, TimeElapsedColumn(), console=console, transient=True,
         disable=not console.is_terminal,
     ) as progress:  # fmt: skip
-        task = progress.add_task(label, total=None)
+        task = progress.add_task(escape(label), total=None)
 
         def advance(done: int, steps: int) -> None:
             progress.update(task, completed=done, total=steps)
@@ -85,7 +86,7 @@ def steps_bar(label: str) -> Iterator[Any]:
 @contextmanager
 def loading(model: str) -> Iterator[None]:
     """A spinner on stderr in place of the hosts' own bars and remarks."""
-    with err().status(f"loading {model}"), hushed():
+    with err().status(escape(f"loading {model}")), hushed():
         yield
 
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 from rich import box
+from rich.markup import escape
 from rich.table import Table
 
 from .. import captions, pictures, quality, sheets
@@ -215,7 +216,7 @@ def _print(record: dict[str, Any], files: list[Path]) -> None:
     for entry in record["methods"]:
         speedup = entry["predicted_speedup"]
         table.add_row(
-            entry["name"],
+            escape(entry["name"]),
             *(_number(entry, column) for column in known),
             "" if speedup is None else f"{speedup:.2f}",
         )

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import torch
 import typer
 from rich import box
+from rich.markup import escape
 from rich.table import Table
 
 from .. import pictures
@@ -136,7 +137,7 @@ def _print(tuning: Tuning, files: list[Path]) -> None:
     for index, column in enumerate(head):
         table.add_column(column, justify="right" if index else "left")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(escape, row))
     console = out()
     console.print(table)
     beaten = tuning.plan.made["dominates"]

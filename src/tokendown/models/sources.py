@@ -56,7 +56,11 @@ def kind_of(model: str) -> str:
     Raises:
         LoadError: none of these, or a format that can run code.
     """
-    path = Path(model).expanduser()
+    try:
+        path = Path(model).expanduser()
+        path.exists()
+    except (OSError, RuntimeError, ValueError) as error:  # too long; of ~nobody; a null character
+        raise LoadError(f"{model[:80]}: {first_line(error)}") from error
     if path.suffix in _REFUSED:
         raise LoadError(
             f"{model}: {path.suffix} files can run code when opened; convert it to .safetensors"
