@@ -10,6 +10,7 @@ module under its own name in ``sys.modules``: that is where ``torch.compile`` lo
 
 from __future__ import annotations
 
+import builtins
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
@@ -120,6 +121,7 @@ def _copy_of(original: dict[str, Any]) -> ModuleType:
         module = sys.modules[name] = ModuleType(name)
         # relative imports find copies too: rebound() makes one of each module that they name
         module.__package__ = _PREFIX + (original.get("__package__") or "")
+        vars(module)["__builtins__"] = builtins  # the compiler looks there
     return sys.modules[name]
 
 
