@@ -38,12 +38,12 @@ paper: setup
 	$(BIN)/python docs/figures/selection.py
 	$(BIN)/python -m paper.sinks $(if $(QUICK),$(QUICK),--rounds 3 --json out/paper/sinks.json)
 	$(BIN)/python -m paper.terrain_table $(if $(QUICK),$(QUICK),--json out/paper/terrain_table.json)
-	$(BIN)/python -m paper.levels --out out/paper $(if $(QUICK),$(QUICK),--count 2)
+	$(BIN)/python -m paper.levels --out out/paper $(if $(QUICK),$(QUICK),--count 1)
 	$(BIN)/python -m paper.jitter --out out/paper $(if $(QUICK),$(QUICK),--count 2)
 	$(BIN)/python -m paper.builtin_table --out out/paper $(if $(QUICK),$(QUICK),--count 1 --steps 10 --phases 4)
 	$(BIN)/python -m paper.caches --out out/paper $(QUICK)
 	$(BIN)/python -m paper.ceilings --out out/paper $(QUICK)
-	$(BIN)/python -m paper.table1 --out out/paper $(if $(QUICK),$(QUICK),--count 2)
+	$(BIN)/python -m paper.table1 --out out/paper $(if $(QUICK),$(QUICK),--count 1 --kept-steps 2)
 	$(BIN)/python -m paper.figure4 --out out/paper $(if $(QUICK),$(QUICK),--prompts 2)
 	$(if $(QUICK),,$(TUNE) --steps 6 --quick)
 
