@@ -19,6 +19,7 @@ from tokendown import (
     GridError,
     UnsupportedModelError,
     apply_patch,
+    is_patched,
     register_adapter,
     summary,
 )
@@ -184,6 +185,14 @@ def test_what_an_adapter_names_is_there(monkeypatch, blocks, said):
     )
     with pytest.raises(UnsupportedModelError, match=said):
         apply_patch(tiny_transformers.flux(), factor=2)
+
+
+def test_one_block_in_two_places():
+    model = tiny_transformers.flux()
+    model.transformer_blocks[1] = model.transformer_blocks[0]
+    with pytest.raises(UnsupportedModelError, match=r"blocks\.0\.attn and .*1\.attn are one"):
+        apply_patch(model, factor=2)
+    assert not is_patched(model)
 
 
 @pytest.mark.parametrize("told", [(4, 6), (1, 4, 6), ((4, 6),)])

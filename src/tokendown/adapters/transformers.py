@@ -254,7 +254,9 @@ ADAPTERS: dict[str, Adapter] = {
 
 
 def register_adapter(model: type | str, adapter: Adapter) -> None:
-    """Makes ``apply_patch`` and ``summary`` know one more transformer, and its subclasses.
+    """Makes ``apply_patch`` know one more transformer, and its subclasses.
+
+    ``summary`` knows it where it is a subclass of one of diffusers: for another it has no inputs.
 
     Args:
         model: the class, or its name.
@@ -359,15 +361,17 @@ def make_plan(model: nn.Module, adapter: Adapter, config: Options | None) -> Joi
 
     Raises:
         ConfigError: cells are to be averaged.
-        UnsupportedModelError: an attention processor is out of reach.
+        UnsupportedModelError: an attention processor is out of reach, or a block is in two places.
     """
     if config is not None and _averages(config):
         raise ConfigError(
             "cell averages do not go with rotary positions and normalised keys; use "
             "method='nearest' or 'jitter' for this model"
         )
-    plan = JointPlan(config or PatchConfig(), [])
+    plan, places = JointPlan(config or PatchConfig(), []), dict[Any, str]()
     for name, _, attention, blocks in attentions(model, adapter):
+        if places.setdefault(attention, name) != name:
+            raise UnsupportedModelError(f"{places[attention]} and {name} are one module")
         if config is not None:
             check(name, attention)
         key = getattr(attention, "to_k", getattr(attention, "to_key", None))
