@@ -31,8 +31,8 @@ demo: setup
 	$(DEMO) --dense --steps 12 --out out/demo/draft
 	$(DEMO) --image out/demo/draft/*.png --size 512x512 --set strength=0.5 --compare --out out/demo
 
-# The tables and figures of paper/ again, with fewer pictures than a GPU makes of them, into out/paper; an
-# hour or two on two cores. QUICK=--quick tries the scripts in minutes.
+# The tables and figures of paper/ again, with fewer pictures than a GPU makes of them, into out/paper; under
+# an hour on two cores. QUICK=--quick tries the scripts in minutes.
 TUNE := $(BIN)/tokendown tune --like paper --size 512x512 --out out/paper/tune
 paper: setup
 	$(BIN)/python docs/figures/selection.py
