@@ -182,6 +182,7 @@ def test_the_stand_in_says_what_it_is(tmp_path, monkeypatch):
         (("a", "--size", "big"), "expected a size"),
         (("a", "--size", "40x25"), "multiples of 8, such as 40x24"),
         (("a", "--factor", "x"), "expected a factor"),
+        (("a", "--factor", "1:4,1:2"), "every level once"),
         (("a", "--factor", "0"), "factor >= 1"),
         (("a", "--factor", "64:2"), "no self-attention at downsampling 64"),
         (("a", "--budget", "0"), "budget of at least 1"),

@@ -215,6 +215,12 @@ def test_sizes_of_a_summary(size):
         tokendown.summary(tiny.sd_unet(), height=size[0] or 1, width=size[1])
 
 
+@pytest.mark.parametrize("count", [{"batch": 0}, {"frames": -4}, {"scale": 0}, {"batch": 1.5}])
+def test_numbers_of_a_summary(count):
+    with pytest.raises(ConfigError, match=f"{next(iter(count))}, an integer >= 1"):
+        tokendown.summary(tiny.sd_unet(), height=64, width=64, **count)
+
+
 def test_a_config_and_options_together_are_an_error():
     with pytest.raises(ConfigError, match="got both"):
         apply_patch(tiny.shallow_unet(), PatchConfig(), factor=2)

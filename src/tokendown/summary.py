@@ -164,12 +164,14 @@ def summary(
         frame_scale: frames a latent frame; None means the pipeline's own, and 1 for a denoiser.
 
     Raises:
-        ConfigError: the model has no native size and none was given, or it is too small; ``config``
-            is no such object.
+        ConfigError: the model has no native size and none was given, or it is too small; a number
+            is below 1; ``config`` is no such object.
         UnsupportedModelError: no adapter knows the model.
         NothingPatchedError: the config matches no layer.
     """
     expect_options(config)
+    for name, count in {"batch": batch, "scale": scale, "frames": frames}.items():
+        expect(count is None or is_int(count, 1), f"{name}, an integer >= 1", count)
     scale = scale if scale is not None else spatial_scale(model)
     latents = frames and latent_frames(frames, frame_scale or temporal_scale(model))
     denoisers = find_denoisers(model, controlnet=True)

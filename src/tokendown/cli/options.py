@@ -189,7 +189,10 @@ def parse_factor(text: str) -> int | dict[int, int]:
     pairs = [re.fullmatch(r"\s*(\d+)\s*:\s*(\d+)\s*", part) for part in text.split(",")]
     if None in pairs:
         raise ConfigError(f"expected a factor such as 2 or 1:4,2:2 (level:factor), got {text!r}")
-    return {int(pair[1]): int(pair[2]) for pair in pairs if pair}
+    factors = {int(pair[1]): int(pair[2]) for pair in pairs if pair}
+    if len(factors) < len(pairs):
+        raise ConfigError(f"expected every level once, got {text!r}")
+    return factors
 
 
 def parse_numbers(text: str | None, default: tuple[int, ...], least: int) -> tuple[int, ...]:
