@@ -199,6 +199,7 @@ def test_the_stand_in_says_what_it_is(tmp_path, monkeypatch):
         (("a", "--device", "toaster"), "no device 'toaster'"),
         (("a", "--dtype", "int7"), "expected a dtype"),
         (("a", "--lora", "gone.safetensors"), "no such file"),
+        (("a", "--lora", "~nobody/x"), "~nobody/x"),
         (("a", "--model", "gone/or/not"), "no such file or folder"),
         (("a", "--model", "x.ckpt"), "can run code"),
         (("--from", "gone.png"), "no such file"),

@@ -273,6 +273,14 @@ def test_exchanging_the_scheduler_of_a_copy_is_an_error(tmp_path):
         tiny.image_of(other)
 
 
+def test_a_scheduler_that_has_no_timesteps_yet(tmp_path):
+    pipe, _ = text_to_image(tmp_path, "DDPMWuerstchenScheduler")
+    assert not hasattr(pipe.scheduler, "timesteps")
+    before = SchedulerSandwich(pipe.scheduler)
+    apply_patch(pipe, factor=2).remove()
+    before.assert_restored()
+
+
 def test_a_pipeline_is_not_kept_alive(tmp_path):
     pipe, _ = text_to_image(tmp_path)
     unet = pipe.unet

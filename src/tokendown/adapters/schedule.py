@@ -100,8 +100,7 @@ class Follower:
     def __init__(self, pipeline: Any, clocks: list[Clock]) -> None:
         self.pipeline: weakref.ref[Any] | None = weakref.ref(pipeline)
         self.clocks = clocks
-        self.scheduler: Any = None
-        self._follow(pipeline.scheduler, _progress(pipeline.scheduler))
+        self._follow(pipeline.scheduler)
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if torch.compiler.is_compiling():
@@ -110,34 +109,38 @@ class Follower:
         if scheduler is None or scheduler is self.scheduler:
             return
         release(self.scheduler, self.clocks)
-        timestep = kwargs.get("timestep", args[1] if len(args) > 1 else None)
-        self._follow(scheduler, _progress(scheduler, timestep) or (0, len(scheduler.timesteps)))
+        self._follow(scheduler, kwargs.get("timestep", args[1] if len(args) > 1 else None))
 
-    def _follow(self, scheduler: Any, progress: tuple[int, int] | None) -> None:
+    def _follow(self, scheduler: Any, timestep: Any = None) -> None:
         self.scheduler = scheduler
-        _follow(scheduler, self.clocks)
-        if progress is not None:
-            for clock in self.clocks:
-                clock.set(*progress)
+        _attach(scheduler, self.clocks)
+        progress = _progress(scheduler, timestep)
+        for clock in self.clocks:
+            clock.set(*progress)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "pipeline": None}
 
 
-def _progress(scheduler: Any, timestep: Any = None) -> tuple[int, int] | None:
-    """The step that is being made, and of how many; None where nothing tells.
+def _progress(scheduler: Any, timestep: Any) -> tuple[int, int]:
+    """The step that is being made, and of how many; (0, 0) where no schedule has begun.
 
     Args:
         scheduler: of diffusers.
-        timestep: what a denoiser is given at this step.
+        timestep: what a denoiser is given at this step, or None between steps: then only a
+            scheduler that counts its steps can tell.
     """
-    steps = len(scheduler.timesteps) if getattr(scheduler, "num_inference_steps", None) else 0
-    indices = [getattr(scheduler, name, None) for name in ("step_index", "begin_index")]
-    indices.append(_index(timestep, scheduler.timesteps))
-    return next(((int(index), steps) for index in indices if index is not None), None)
+    if not getattr(scheduler, "num_inference_steps", None):
+        return 0, 0
+    steps = len(scheduler.timesteps)
+    told = getattr(scheduler, "step_index", None), getattr(scheduler, "begin_index", None)
+    for index in (*told, _index(timestep, scheduler.timesteps)):
+        if index is not None:
+            return int(index), steps
+    return 0, 0 if timestep is None else steps
 
 
-def _follow(scheduler: Any, clocks: list[Clock]) -> None:
+def _attach(scheduler: Any, clocks: list[Clock]) -> None:
     """From now on the clocks go with the scheduler."""
     installed = {type(part): part for part in _parts(scheduler)}
     told = hasattr(scheduler, Begin.method)

@@ -132,9 +132,9 @@ def _open_file(path: str, dtype: torch.dtype, base: str | None) -> Any:
 
 def _add_lora(pipe: Any, lora: str) -> None:
     """Loads a LoRA; one that changes nothing is an error."""
-    path = Path(lora).expanduser()
+    kind, path = kind_of(lora), Path(lora).expanduser()
     options: dict[str, Any] = {}
-    if kind_of(lora) == "file":
+    if kind == "file":
         lora, options = str(path.parent), {"weight_name": path.name}
     if not hasattr(pipe, "load_lora_weights"):
         raise LoadError(f"{type(pipe).__name__} takes no LoRA")
