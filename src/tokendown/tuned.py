@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, get_args
 
 from ._errors import ConfigError, LoadError
 from .config import Method, PatchConfig, expect
+from .files import write_whole
 
 VERSION = 1
 
@@ -130,13 +130,7 @@ class TunedPlan:
         Raises:
             OSError: the file cannot be written.
         """
-        path = Path(path)
-        draft = path.with_name(f".{path.name}.tmp")
-        try:
-            draft.write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
-            os.replace(draft, path)
-        finally:
-            draft.unlink(missing_ok=True)
+        write_whole({Path(path): json.dumps(self.to_dict(), indent=1) + "\n"})
 
     @classmethod
     def load(cls, path: str | Path) -> TunedPlan:

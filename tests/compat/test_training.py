@@ -18,7 +18,11 @@ PATCH = {"factor": FACTORS, "anchors": ANCHORS}
 def gradients(unet, **inputs) -> dict[str, torch.Tensor]:
     unet.zero_grad()
     tiny.flatten(unet(**inputs)).square().mean().backward()
-    return {name: p.grad.clone() for name, p in unet.named_parameters() if p.grad is not None}
+    return collected(unet)
+
+
+def collected(model) -> dict[str, torch.Tensor]:
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
 def assert_same(got, want) -> None:
@@ -55,7 +59,7 @@ def gradients_of_two(unet, *sizes) -> dict[str, torch.Tensor]:
     """Two forward passes before one backward pass."""
     unet.zero_grad()
     sum(tiny.flatten(unet(**tiny.inputs(unet, *size))).square().mean() for size in sizes).backward()
-    return {name: p.grad.clone() for name, p in unet.named_parameters() if p.grad is not None}
+    return collected(unet)
 
 
 @pytest.mark.compat("gradient checkpointing: two sizes before one backward pass")
@@ -82,7 +86,7 @@ def gradients_of_steps(model, patch, run) -> dict[str, torch.Tensor]:
         loss = loss + (step + 1) * run().square().mean()
     patch.set_progress(3, 4)
     loss.backward()
-    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    return collected(model)
 
 
 @pytest.mark.compat(

@@ -27,6 +27,11 @@ from .._errors import UnsupportedModelError
 from . import dispatch, rotary
 
 _PREFIX = "tokendown._rebound."
+# What a second attention call of a processor does with the kept keys of the first.
+_MIXED = {
+    "SD3IPAdapterJointAttnProcessor2_0": "joins kept keys with those of a picture, which would "
+    "weigh too much beside them",
+}
 
 
 def rebound(kind: type) -> Callable[..., Any]:
@@ -67,13 +72,6 @@ def rebound(kind: type) -> Callable[..., Any]:
     )
     function.__kwdefaults__ = call.__kwdefaults__
     return function
-
-
-# What a second attention call of a processor does with the kept keys of the first.
-_MIXED = {
-    "SD3IPAdapterJointAttnProcessor2_0": "joins kept keys with those of a picture, which would "
-    "weigh too much beside them",
-}
 
 
 def rotates_in_reach(kind: type) -> bool:
@@ -146,15 +144,19 @@ def _imports(call: FunctionType) -> Iterator[tuple[ModuleType, tuple[str, ...]]]
         yield module, names
 
 
-def _relative(code: CodeType) -> Iterator[tuple[int, str, tuple[str, ...]]]:
+@cache  # a model has many blocks of one code
+def _relative(code: CodeType) -> tuple[tuple[int, str, tuple[str, ...]], ...]:
     """Level, path and names of the relative imports in code and in functions inside it."""
     steps: list[Instruction] = list(get_instructions(code))
-    for level, names, step in zip(steps, steps[1:], steps[2:], strict=False):
-        if step.opname == "IMPORT_NAME" and level.argval:
-            yield level.argval, step.argval, names.argval or ()
+    found = [
+        (level.argval, step.argval, names.argval or ())
+        for level, names, step in zip(steps, steps[1:], steps[2:], strict=False)
+        if step.opname == "IMPORT_NAME" and level.argval
+    ]
     for inner in code.co_consts:
         if isinstance(inner, CodeType):
-            yield from _relative(inner)
+            found += _relative(inner)
+    return tuple(found)
 
 
 def _nested(code: CodeType) -> Iterator[CodeType]:

@@ -17,6 +17,7 @@ from ..analyze import analyze as analyse
 from ..analyze.analysis import ANCHORS, FACTORS, QUERIES
 from ..analyze.prompts import pick_prompts
 from ..analyze.report import report, similarity_map
+from ..files import write_whole
 from ..models import builtin
 from . import options as opt
 from .generate import is_random
@@ -121,19 +122,13 @@ def save_texts(folder: Path, texts: Mapping[str, str]) -> list[Path]:
     Raises:
         GenerateError: the folder cannot be written.
     """
-    drafts = {name: folder / f".{name}.tmp" for name in texts}
+    files = {folder / name: words for name, words in texts.items()}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name, words in texts.items():
-            drafts[name].write_text(words, encoding="utf-8")
-        for name, draft in drafts.items():
-            draft.replace(folder / name)
+        write_whole(files)
     except OSError as error:
         raise GenerateError(f"cannot write to {folder}: {error.strerror or error}") from error
-    finally:
-        for draft in drafts.values():
-            draft.unlink(missing_ok=True)
-    return [folder / name for name in texts]
+    return list(files)
 
 
 def load_analysis(path: Path) -> Analysis:
