@@ -66,7 +66,8 @@ class Group:
     def title(self) -> str:
         """What, where, how, in one line."""
         key = self.key
-        what = f"one step, batch {key['batch']}"
+        of = f" of {key['steps']}" if key["steps"] else ""
+        what = f"one step{of}, batch {key['batch']}"
         if key["what"] == "picture":
             what = "a picture" + (f" in {key['steps']} steps" if key["steps"] else "")
         parts = [

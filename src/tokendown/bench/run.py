@@ -125,10 +125,11 @@ class _Group:
     def _prepare(self) -> dict[str, Method]:
         """The methods that have something to do here; the others get their line."""
         rows, columns = self.target.latent(self.width, self.height)
-        timed = Scene.of(self.target.timed_skeleton, rows, columns, self.job.batch)
+        call = rows, columns, self.job.batch, self.target.steps or 0
+        timed = Scene.of(self.target.timed_skeleton, *call)
         whole = timed
         if self.target.timed_skeleton is not self.target.skeleton:
-            whole = Scene.of(self.target.skeleton, rows, columns, self.job.batch)
+            whole = Scene.of(self.target.skeleton, *call)
         inputs = self.target.inputs(whole.model, rows, columns)
         self.flops: dict[str, int | None] = {}
         self.layer = timed.layers[0]

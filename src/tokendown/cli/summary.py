@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 from rich import box
 from rich.table import Table
 
-from ..models.blueprint import frame_scale, load_skeleton
+from ..models.blueprint import frame_scale, load_skeleton, schedule_length
 from ..summary import LayerSummary, Summary
 from ..summary import summary as summarise
 from . import options as opt
@@ -18,6 +20,11 @@ def summary(
     model: opt.Model = None,
     size: opt.Size = None,
     frames: opt.Frames = None,
+    steps: Annotated[
+        int | None,
+        typer.Option(help="Of the schedule: auto keeps fewer keys in longer ones. "
+                          "Default: the pipeline's own."),
+    ] = None,
     preset: opt.Preset = None,
     factor: opt.Factor = None,
     budget: opt.Budget = None,
@@ -31,7 +38,7 @@ def summary(
     plan: opt.Plan = None,
     dense: opt.Dense = False,
     as_json: opt.Json = False,
-) -> None:
+) -> None:  # fmt: skip
     """List the self-attention layers of a model, keys and FLOPs before and after. No weights."""
     with politely(as_json):
         config = opt.patch_config(ctx.params)
@@ -40,9 +47,10 @@ def summary(
         with loading(name):
             denoiser, scale = load_skeleton(name)
             each = None if frames is None else frame_scale(name)
+            steps = schedule_length(name) if steps is None else steps
             result = summarise(
                 denoiser, config, height=height, width=width, scale=scale,
-                frames=frames, frame_scale=each,
+                frames=frames, frame_scale=each, steps=steps,
             )  # fmt: skip
         if as_json:
             print_json(result.to_dict())
@@ -53,6 +61,7 @@ def summary(
 def _print(result: Summary) -> None:
     title = f"{result.model}, {result.width} x {result.height} pixels"
     title += "" if result.frames is None else f", {result.frames} frames"
+    title += "" if result.steps is None else f", {result.steps} steps"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("layer", no_wrap=True)
     for column in ("grid", "factor", "keys", "GFLOP"):
