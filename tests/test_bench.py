@@ -431,6 +431,13 @@ def test_the_command_on_a_pipeline_steps_and_whole_pictures(tmp_path):
     assert {c["target"] for c in found} == {"built-in"}
 
 
+def test_a_size_that_does_not_fit_is_said_before_the_first_is_measured(tmp_path):
+    sizes = ("--size", "64x64", "--size", "66x65", "--device", "cpu")
+    _, notes = command(*sizes, "--out", tmp_path / "a.jsonl", code=2)
+    assert "66x65: built-in needs sides that are multiples of" in notes[-1]
+    assert not (tmp_path / "a.jsonl").exists()
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
@@ -441,6 +448,7 @@ def test_the_command_on_a_pipeline_steps_and_whole_pictures(tmp_path):
         (("--factor", "x"), "expected a factor such as"),
         (("--show", "nothing.jsonl"), "not a readable file"),
         (("--plot", "bars.bmp"), "expected a plot named"),
+        (("--minutes", "nan"), "expected minutes >= 0, got nan"),
     ],
 )
 def test_wrong_options_are_one_line(words, says, tmp_path, monkeypatch):

@@ -10,8 +10,10 @@ from tests import tiny, tiny_pipelines
 from tests.test_cli import run, run_for_error
 from tests.test_films import frames_of, generate
 
-from tokendown import captions, pictures
+from tokendown import ConfigError, captions, pictures
+from tokendown.calls import check_pipeline
 from tokendown.cli.options import parse_parameters
+from tokendown.request import Request
 
 # Pictures that go in
 
@@ -278,6 +280,11 @@ def test_sd3(saved, tmp_path):
         (("--set", "output_type=latent"), "takes no output_type"),
         (("--set", "prompt_embeds=[1]"), "takes no prompt_embeds"),
         (("--set", "true_cfg_scale=much"), "expected a value such as 1.0"),
+        (
+            ("--set", "true_cfg_scale=NaN"),
+            "true_cfg_scale: expected a finite number, got NaN",
+        ),
+        (("--set", "true_cfg_scale=1e999"), "expected a finite number, got 1e999"),
         (("--set", "true_cfg_scale={}"), "a number, text"),
         (("--frames", "3"), "makes still pictures"),
         (("--fps", "3"), "makes still pictures"),
@@ -289,6 +296,14 @@ def test_what_a_call_does_not_take_is_refused(saved, tmp_path, words, part):
     line = run_for_error("generate", "a", "--model", saved("flux"), *words, "--out", tmp_path / "o")
     assert part in line
     assert not (tmp_path / "o").exists()
+
+
+def test_a_star_of_a_call_is_no_argument():
+    class Pipe:
+        def __call__(self, prompt="", eta=0.0, **kwargs): ...
+
+    with pytest.raises(ConfigError, match=r"Pipe takes no kwargs; it takes prompt, eta$"):
+        check_pipeline(Pipe(), Request("a", parameters={"kwargs": 3}))
 
 
 def test_values_are_read_as_json_or_as_text():

@@ -209,9 +209,9 @@ def test_steps_of_a_hand_written_loop(step):
         patch.set_progress(3, 4)
 
 
-@pytest.mark.parametrize("size", [(0, 64), (64, -64), ("64", 64), (64.0, 64)])
+@pytest.mark.parametrize("size", [(0, 64), (64, -64), ("64", 64), (64.0, 64), (257, 256)])
 def test_sizes_of_a_summary(size):
-    with pytest.raises(ConfigError, match="at least 8 x 8 pixels"):
+    with pytest.raises(ConfigError, match="multiples of 8 pixels"):
         tokendown.summary(tiny.sd_unet(), height=size[0] or 1, width=size[1])
 
 
@@ -265,6 +265,16 @@ def test_defaults():
     paper = PatchConfig(preset="paper")
     assert (paper.anchors, paper.budget) == (0, 4096)
     assert PatchConfig(preset="paper", anchors=4).anchors == 4
+
+
+@pytest.mark.parametrize("option", ["temporal_factor", "references"])
+@pytest.mark.parametrize("make", [tiny.sd_unet, tiny.pixart, tiny.motion_unet])
+def test_options_that_a_model_has_no_use_for(make, option):
+    model = make()
+    with pytest.raises(ConfigError, match=f"{option} has no use here: .*{type(model).__name__}"):
+        apply_patch(model, **{option: 2})
+    assert not is_patched(model)
+    apply_patch(model, **{option: 1}).remove()
 
 
 # A size at which nothing changes

@@ -116,7 +116,7 @@ def _check_parameter(
 ) -> None:
     if name in _OPTIONS:
         raise ConfigError(f"--set {name}: that is {_OPTIONS[name]}")
-    if name not in known or not _settable(name):
+    if name not in known or _is_star(known[name]) or not _settable(name):
         raise ConfigError(f"{_name(pipe)} takes no {name}; {_takes(known)}")
     default = known[name].default
     number = (int, float)
@@ -158,8 +158,11 @@ def _setting(known: Mapping[str, inspect.Parameter], request: Request, name: str
 
 
 def _needed(parameter: inspect.Parameter) -> bool:
-    star = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
-    return parameter.default is parameter.empty and not star
+    return parameter.default is parameter.empty and not _is_star(parameter)
+
+
+def _is_star(parameter: inspect.Parameter) -> bool:
+    return parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
 
 
 def _settable(name: str) -> bool:
@@ -169,7 +172,11 @@ def _settable(name: str) -> bool:
 
 
 def _takes(known: Mapping[str, inspect.Parameter]) -> str:
-    names = [name for name in known if _settable(name) or name in ("mask_image",)]
+    names = [
+        name
+        for name, each in known.items()
+        if (_settable(name) and not _is_star(each)) or name == "mask_image"
+    ]
     return f"it takes {', '.join(names) or 'nothing'}"
 
 

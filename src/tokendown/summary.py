@@ -232,8 +232,8 @@ def _size(denoiser: Any, height: int | None, width: int | None, scale: int) -> t
     rows, columns = (native, native) if isinstance(native, int) else (native or (0, 0))
     height, width = height or rows * scale, width or columns * scale
     expect(
-        is_int(height, scale) and is_int(width, scale),
-        f"at least {scale} x {scale} pixels, in integers",
+        all(is_int(side, scale) and side % scale == 0 for side in (height, width)),
+        f"sides that are multiples of {scale} pixels",
         (width, height),
     )
     return height, width

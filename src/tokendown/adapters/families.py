@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from .._errors import UnsupportedModelError
+from .._errors import ConfigError, UnsupportedModelError
 from ..config import PatchConfig
 from ..tuned import Options
 from . import transformers
@@ -176,6 +176,7 @@ def make_plan(model: nn.Module, config: Options | None) -> Plan:
     Raises:
         UnsupportedModelError: no family matches, or the plan is for another architecture.
         NothingPatchedError: no layer matches the config.
+        ConfigError: an option is for transformers that see several frames or pictures.
     """
     adapter = transformers.find_adapter(model)
     if adapter is not None:
@@ -190,6 +191,12 @@ def make_plan(model: nn.Module, config: Options | None) -> Plan:
 
 
 def _classic_plan(model: nn.Module, config: Options | None) -> Plan:
+    for name in ("temporal_factor", "references"):
+        if getattr(config, name, 1) > 1:
+            raise ConfigError(
+                f"{name} has no use here: self-attention of {type(model).__name__} sees one frame "
+                "of one picture; leave it out"
+            )
     plan = Plan(config or PatchConfig(), [])
     for site in find_sites(model):
         for name, _, attention in site.attentions:

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from .._errors import TokendownError
+from .._errors import ConfigError, TokendownError
 from ..models.sources import first_line, out_of_memory
 from . import backends
 from .cells import FAILED, MEASURED, NO_MEMORY, SCHEMA, SKIPPED, CellFile
@@ -34,10 +34,15 @@ class Deadline:
     """A time at which to stop between two cells.
 
     Args:
-        minutes: from now; None means never.
+        minutes: from now, >= 0; None means never.
+
+    Raises:
+        ConfigError: the number is out of range.
     """
 
     def __init__(self, minutes: float | None = None) -> None:
+        if minutes is not None and not minutes >= 0:
+            raise ConfigError(f"expected minutes >= 0, got {minutes}")
         self.end = None if minutes is None else time.monotonic() + 60 * minutes
 
     def allows(self, seconds: float) -> bool:
@@ -71,6 +76,8 @@ def run(
     started = datetime.now(timezone.utc).isoformat(timespec="seconds")
     for job in jobs:
         target = open_target(job)
+        for size in target.sizes:
+            target.latent(*size)  # raises before the first is measured
         for width, height in target.sizes:
             if not _Group(target, width, height, file, report, started).run(deadline or Deadline()):
                 return False

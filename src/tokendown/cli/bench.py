@@ -121,9 +121,9 @@ def bench(
         if show is not None:
             cells = read_cells(show)
         else:
-            jobs = read_jobs({**ctx.params, "compile": compile_})
+            jobs, deadline = read_jobs({**ctx.params, "compile": compile_}), Deadline(minutes)
             file = CellFile(resume or out_file, resume=resume is not None)
-            complete = _measure(jobs, file, Deadline(minutes), as_json)
+            complete = _measure(jobs, file, deadline, as_json)
             cells = file.cells
             failed = failures(cells)
         groups = summarise(cells)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -172,6 +173,8 @@ def parse_parameters(texts: list[str] | None) -> dict[str, Any]:
             parsed = json.loads(value)
         except ValueError:
             parsed = value  # a word or more
+        if isinstance(parsed, float) and not isfinite(parsed):
+            raise ConfigError(f"--set {name}: expected a finite number, got {value}")
         if parsed is None or isinstance(parsed, dict):
             raise ConfigError(f"--set {name}: expected a number, text, true, false or a list")
         parameters[name.strip()] = parsed
