@@ -397,6 +397,13 @@ def pixart_sigma() -> Any:
     return assemble("PixArtSigmaPipeline", model, vae=tiny.vae(), **schedule)
 
 
+def hidream() -> Any:
+    """Brings every picture to the area of 32 x 32 pixels."""
+    pipe = assemble("HiDreamImagePipeline", transformer("hidream"), vae=vae())
+    pipe.default_sample_size = 16
+    return pipe
+
+
 def schedule() -> dict[str, Any]:
     return {"scheduler": diffusers.CogVideoXDDIMScheduler()}
 
@@ -454,6 +461,11 @@ KANDINSKY = {
     "prompt_embeds_qwen": TEXT, "negative_prompt_embeds_qwen": -TEXT[:, :3],
     "prompt_embeds_clip": POOLED, "negative_prompt_embeds_clip": -POOLED,
     "prompt_cu_seqlens": torch.tensor([0, 5]), "negative_prompt_cu_seqlens": torch.tensor([0, 3]),
+}  # fmt: skip
+HIDREAM = {
+    **NEGATIVE_POOLED, "prompt_embeds_t5": TEXT[:, :4], "negative_prompt_embeds_t5": -TEXT[:, :4],
+    "prompt_embeds_llama3": TEXT[None, ..., :6].repeat(2, 1, 1, 1),
+    "negative_prompt_embeds_llama3": -TEXT[None, ..., :6].repeat(2, 1, 1, 1),
 }  # fmt: skip
 # the second text is empty, as it is without words in quotes
 TWO_TEXTS = {
@@ -544,6 +556,9 @@ CASES: dict[str, Callable[[], Case]] = {
     "Flux2Pipeline": lambda: flux2("Flux2Pipeline"),
     "Flux2KleinPipeline": lambda: flux2("Flux2KleinPipeline", negative_prompt_embeds=-TEXT),
     "Flux2KleinKVPipeline": lambda: flux2("Flux2KleinKVPipeline"),
+    "HiDreamImagePipeline": lambda: Case(  # of at most 16 x 16 tokens, the others are padding
+        "hidream", hidream(), ((1, 5, 11),), HIDREAM, {"height": 20, "width": 44}
+    ),
     "ZImagePipeline": lambda: Case(
         "z_image", assemble("ZImagePipeline", transformer("z_image"), vae=vae()), SIZE,
         {"prompt_embeds": [TEXT[0]], "negative_prompt_embeds": [-TEXT[0]]}, SMALL,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import reduce
 from operator import attrgetter
 from typing import Any
 
@@ -454,10 +455,56 @@ class ImageAsks(Joint):
         return attn.to_out[0](torch.einsum("bhqk,bkhd->bqhd", weights, value).flatten(2))
 
 
+class HiDream(Joint):
+    """Projections of its own for text, and keys of zeros where a picture is filled up."""
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        hidden_states_masks: Tensor | None = None,
+        encoder_hidden_states: Tensor | None = None,
+        image_rotary_emb: Any = None,
+    ) -> Any:
+        self.calls += 1
+        bias = self.want.log_multiplicities(self.norms[:, : self.image])
+        index = bias.isfinite().nonzero()[:, 1].view(bias.shape[0], -1)
+        rest = hidden_states[:, self.image :]
+        kept = torch.cat([pick(hidden_states[:, : self.image], index), rest], 1)
+        query, key, value = attn.to_q(hidden_states), attn.to_k(kept), attn.to_v(kept)
+        query, key = attn.q_rms_norm(query), attn.k_rms_norm(key)
+        if hidden_states_masks is not None:
+            real = hidden_states_masks[..., None]
+            at = torch.cat([pick(real[:, : self.image], index), real[:, self.image :]], 1)
+            key = key * at
+        if encoder_hidden_states is not None:
+            text = encoder_hidden_states
+            query = torch.cat([query, attn.q_rms_norm_t(attn.to_q_t(text))], 1)
+            key = torch.cat([key, attn.k_rms_norm_t(attn.to_k_t(text))], 1)
+            value = torch.cat([value, attn.to_v_t(text)], 1)
+        query, key, value = (x.unflatten(-1, (attn.heads, -1)) for x in (query, key, value))
+        matrices = image_rotary_emb[:, :, 0]  # [batch, tokens, pairs, 2, 2]
+        table = torch.complex(*matrices[..., 0].double().unbind(-1))
+        others = table[:, self.image :]
+        key = rotate(key, torch.cat([pick(table[:, : self.image], index), others], 1))
+        query = rotate(query, table)
+        bias = bias.gather(1, index)
+        bias = torch.cat([bias, bias.new_zeros(len(bias), others.shape[1])], 1)
+        logits = torch.einsum("bqhd,bkhd->bhqk", query, key) / math.sqrt(query.shape[-1])
+        weights = (logits + bias[:, None, None].to(logits)).softmax(-1)
+        self.to_text = weights[:, :, : self.image, index.shape[1] :].sum(-1)
+        out = torch.einsum("bhqk,bkhd->bqhd", weights, value).flatten(2)
+        if encoder_hidden_states is None:
+            return attn.to_out(out)
+        pictures = hidden_states.shape[1]
+        return attn.to_out(out[:, :pictures]), attn.to_out_t(out[:, pictures:])
+
+
 KINDS = {
     **dict.fromkeys(BY_POSITION, Parallel),
     "Kandinsky5Attention": Kandinsky,
     "PRXAttention": ImageAsks,
+    "HiDreamAttention": HiDream,
 }
 
 
@@ -531,6 +578,10 @@ WHERE: dict[str, list[tuple[str, str, str, bool]]] = {
     "ernie_image": [("layers", "self_attention", "adaLN_sa_ln", False)],
     "ideogram4": [("layers", "attention", "attention_norm1", True)],
     "prx": [("blocks", "attention", "img_pre_norm", True)],
+    "hidream": [
+        ("double_stream_blocks", "block.attn1", "block.norm1_i", False),
+        ("single_stream_blocks", "block.attn1", "block.norm1_i", False),
+    ],
     "krea2": [("transformer_blocks", "attn", "norm1", True)],
     "bria_fibo2": [
         ("noise_refiner", "attention", "attention_norm1", True),
@@ -548,14 +599,14 @@ def coarsen(model: Any, kind: str, want: Want) -> list[Joint]:
     for path, attention, norm, text_first in WHERE[kind]:
         alone = replace(want, shapes=want.shapes[:1])  # without references
         for block in attrgetter(path)(model):
-            module = getattr(block, attention, None)
+            module = reduce(lambda x, name: getattr(x, name, None), attention.split("."), block)
             if module is None:
                 continue
             kind = KINDS.get(type(module).__name__, Joint)
             here = alone if path == "mode_blocks.image" else want
             processor = kind(here, text_first, module.processor)
             module.set_processor(processor)
-            before = getattr(block, norm) if norm else block
+            before = attrgetter(norm)(block) if norm else block
             before.register_forward_pre_hook(processor.note_norms, with_kwargs=True)
             processors.append(processor)
     return processors

@@ -91,6 +91,20 @@ def test_families_follow_the_formula(kind, anchors):
     torch.testing.assert_close(got, want, rtol=0, atol=1e-5 * want.abs().max().item())
 
 
+@pytest.mark.parametrize("size", [(6, 6), (15, 17), (16, 16), (1, 9)], ids=str)
+@pytest.mark.parametrize("factor", [2, 3])
+def test_hidream_with_and_without_padding(size, factor):
+    """A square picture has none, and any other as much as the largest has room for."""
+    model = built("hidream")
+    dense = run("hidream", model, size)
+    want = wanted("hidream", model, size, factor=factor, anchors=3)
+    assert (want - dense).abs().max() > 1e-4
+    with apply_patch(model, factor=factor, anchors=3):
+        got = run("hidream", model, size)
+    torch.testing.assert_close(got, want, rtol=0, atol=1e-5 * want.abs().max().item())
+    assert torch.equal(run("hidream", model, size), dense)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_factor_one_is_dense_bit_for_bit(kind):
     dense = run(kind, built(kind), (5, 6))

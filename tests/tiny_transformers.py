@@ -703,6 +703,31 @@ def lumina_next(seed: int = 0) -> diffusers.LuminaNextDiT2DModel:
     )
 
 
+def hidream(
+    seed: int = 0, experts: int = 3, **options: Any
+) -> diffusers.HiDreamImageTransformer2DModel:
+    """Text of a layer of its own in each block, experts, and a gray rest where it is not square."""
+    return _build(
+        lambda: diffusers.HiDreamImageTransformer2DModel(
+            patch_size=2,
+            in_channels=4,
+            num_layers=2,
+            num_single_layers=2,
+            attention_head_dim=8,
+            num_attention_heads=2,
+            caption_channels=[8, 6],
+            text_emb_dim=8,
+            num_routed_experts=experts,
+            num_activated_experts=min(2, experts),
+            axes_dims_rope=(4, 2, 2),
+            max_resolution=(32, 32),
+            llama_layers=[0, 1, 1, 0],
+            **options,
+        ),
+        seed,
+    )
+
+
 def krea2(seed: int = 0) -> diffusers.Krea2Transformer2DModel:
     """Text and image in one stream; four heads of queries to two of keys, and a gate behind."""
     return _build(

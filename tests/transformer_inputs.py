@@ -399,6 +399,16 @@ def _lumina_next(model: Any, noise: Noise, height: int, width: int, batch: int) 
     }
 
 
+def _hidream(model: Any, noise: Noise, height: int, width: int, batch: int) -> dict[str, Any]:
+    return {
+        "hidden_states": noise(batch, 4, 2 * height, 2 * width),
+        "timesteps": torch.full((batch,), 500),
+        "encoder_hidden_states_t5": noise(batch, TEXT - 1, 8),
+        "encoder_hidden_states_llama3": noise(2, batch, TEXT, 6),
+        "pooled_embeds": noise(batch, 8),
+    }
+
+
 def _krea2(model: Any, noise: Noise, height: int, width: int, batch: int) -> dict[str, Any]:
     return {
         "hidden_states": noise(batch, height * width, 4),
@@ -490,6 +500,7 @@ INPUTS: dict[str, Callable[..., dict[str, Any]]] = {
     "motif_decoder": _motif,
     "lumina_next": _lumina_next,
     "omnigen": _omnigen,
+    "hidream": _hidream,
     "krea2": _krea2,
     "bria_fibo2": _bria_fibo2,
     "flux_controlnet": _conditioned(_flux),

@@ -127,9 +127,9 @@ class Sequence:
         count = 0 if self.anchors is None else self.anchors.shape[-1]
         return self.before + sum(box.kept for box in self.boxes) + count + self.after
 
-    def image_only(self) -> Sequence:
-        """The same without the exact tokens around the boxes."""
-        return Sequence(self.boxes, anchors=self.anchors)
+    def image_only(self, padding: int = 0) -> Sequence:
+        """The same without the exact tokens around the boxes, but for the first so many behind."""
+        return Sequence(self.boxes, after=padding, anchors=self.anchors)
 
     def behind(self, count: int) -> Sequence:
         """The same with so many more exact tokens before it."""

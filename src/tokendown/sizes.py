@@ -17,6 +17,7 @@ _FPS_NAMES = ("fps", "frame_rate", "target_fps")
 # cards. The others were trained at 8 (AnimateDiff, CogVideoX) or do not say.
 _FPS = {"Wan": 16, "HunyuanVideo": 24, "SkyReels": 24, "Mochi": 30, "Allegro": 15}
 _FPS_ELSE = 8
+_OF_ONE_AREA = ("HiDreamImagePipeline",)  # whatever size is asked for
 
 
 def fitting_size(pipe: Any, request: Request) -> tuple[int, int]:
@@ -45,7 +46,25 @@ def fitting_size(pipe: Any, request: Request) -> tuple[int, int]:
             f"{native[0]}x{native[1]}"
         )
     check_multiple(size, side_multiple(pipe))
+    if type(pipe).__name__ in _OF_ONE_AREA and native is not None:
+        _check_area(pipe, size, native)
     return size
+
+
+def _check_area(pipe: Any, size: tuple[int, int], native: tuple[int, int]) -> None:
+    """Whether the pipeline leaves a size as it is.
+
+    Raises:
+        ConfigError: it makes another one; names that.
+    """
+    multiple = side_multiple(pipe)
+    factor = math.sqrt(native[0] * native[1] / (size[0] * size[1]))
+    made = [int(side * factor // multiple) * multiple for side in size]
+    if made != list(size):
+        raise ConfigError(
+            f"{size[0]}x{size[1]}: {type(pipe).__name__} makes pictures of about as many pixels as "
+            f"{native[0]}x{native[1]} has, of this shape {made[0]}x{made[1]}"
+        )
 
 
 def check_multiple(size: tuple[int, int], multiple: int) -> None:

@@ -52,6 +52,20 @@ def assert_near(got, want) -> None:
     torch.testing.assert_close(got, want, rtol=0, atol=2e-4 * want.abs().max().item())
 
 
+@pytest.mark.compat(
+    "HiDream: torch.compile of its blocks", note="without experts, which are chosen by value"
+)
+def test_blocks_of_hidream():
+    model = tiny_transformers.hidream(experts=0)
+    dense, want = expectations("hidream", model)
+    for block in [*model.double_stream_blocks, *model.single_stream_blocks]:
+        block.compile(fullgraph=True, backend="eager")
+    assert_near(run("hidream", model), dense)
+    with apply_patch(model, **PATCH):
+        assert_near(run("hidream", model), want)
+    assert_near(run("hidream", model), dense)
+
+
 @pytest.mark.compat("transformers: torch.compile, whole model", note="patch before compilation")
 @pytest.mark.parametrize("kind", KINDS)
 def test_whole_model_compiled_when_patched(kind):

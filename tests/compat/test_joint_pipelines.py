@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -17,7 +19,9 @@ from joint_pipelines import (
     glm_image,
     picture,
 )
-from tokendown import apply_patch, is_patched, remove_patch, summary
+from tokendown import ConfigError, apply_patch, is_patched, remove_patch, summary
+from tokendown.request import Request
+from tokendown.sizes import fitting_size
 
 
 @pytest.mark.compat("FluxPipeline", note="also in other sizes, under one patch")
@@ -96,6 +100,16 @@ def test_cogview(kind):
 @pytest.mark.compat("HunyuanImagePipeline", note="without guidance")
 def test_hunyuan_image():
     assert_follows(case("HunyuanImagePipeline"))
+
+
+@pytest.mark.compat("HiDreamImagePipeline", note="with guidance, experts, a padded picture")
+def test_hidream():
+    hidream = case("HiDreamImagePipeline")
+    assert_follows(hidream)
+    request = Request("", width=44, height=20)
+    assert fitting_size(hidream.pipe, request) == (44, 20)
+    with pytest.raises(ConfigError, match="as 32x32 has, of this shape 44x20"):
+        fitting_size(hidream.pipe, replace(request, width=88, height=40))
 
 
 @pytest.mark.compat("Lumina2Pipeline", note="with guidance")

@@ -10,6 +10,7 @@ between zeros, are rotated there by the host, and are taken out again at the att
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import MethodType
 from typing import Any
@@ -165,10 +166,31 @@ class View:
         return self.kept
 
     def _part(self, x: Tensor) -> Sequence:
-        """The image tokens alone, or the joint sequence where that is projected."""
+        """The joint sequence where that is projected, or the image tokens and their padding."""
         if x.shape[1] == self.sequence.tokens:
             return self.sequence
-        return self.sequence.image_only()
+        return self.sequence.image_only(x.shape[1] - self.sequence.image_tokens)
+
+
+# HiDream's forward has other names for two things than its processor.
+_PLAIN = {
+    "norm_hidden_states": "hidden_states",
+    "norm_encoder_hidden_states": "encoder_hidden_states",
+}
+
+
+def by_name(
+    names: Iterable[str], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Arguments of a forward by the names that processors have for them.
+
+    Args:
+        names: of the parameters of the forward.
+        args: given by position.
+        kwargs: given by name.
+    """
+    given = {**dict(zip(names, args, strict=False)), **kwargs}
+    return {_PLAIN.get(name, name): value for name, value in given.items()}
 
 
 class JointAttention(ForwardIntercept):
@@ -212,8 +234,8 @@ class JointAttention(ForwardIntercept):
         setattr(*place, self.stand_in())
 
     def named(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-        """All arguments by name."""
-        return {**dict(zip(self.names, args, strict=False)), **kwargs}
+        """All arguments by the names that processors have for them."""
+        return by_name(self.names, args, kwargs)
 
     def boxes(self, ranks: int = 1) -> tuple[Box, ...]:
         """The image tokens of this pass.

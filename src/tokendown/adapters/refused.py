@@ -65,7 +65,6 @@ REFUSED: dict[str, str] = {
     "Kandinsky6Transformer3DModel": _RENAMED,
     "JoyImageEditTransformer3DModel": _NAMES,
     "StableCascadeUNet": _KEYS_OF_TWO_KINDS,
-    "HiDreamImageTransformer2DModel": _BY_VALUE,
     "NucleusMoEImageTransformer2DModel": _BY_VALUE,
     "Cosmos3OmniTransformer": _CAUSAL,
     "MiniMaxH3Transformer3DModel": _STREAMS,

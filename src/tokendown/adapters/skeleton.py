@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from inspect import signature
 from typing import Any
 
 import torch
@@ -13,7 +15,7 @@ from ..grid import Grid
 from .classic import as_tokens
 from .families import install, make_plan
 from .inputs import denoiser_inputs, token_shapes
-from .joint import JointPlan
+from .joint import JointPlan, by_name
 from .plan import Plan
 
 
@@ -25,13 +27,18 @@ def on_meta(model: Any) -> nn.Module:
 def build_on_meta(kind: Any, config: Any) -> nn.Module:
     """A diffusers model class with a configuration, on the meta device."""
     with torch.device("meta"):
-        skeleton: nn.Module = kind.from_config(config)
-        for name, module in list(skeleton.named_children()):
-            if type(module).__name__ in _NEED_VALUES:
-                setattr(skeleton, name, _OnCpu(module))
+        skeleton: Any = kind.from_config(config)
+        for parent in list(skeleton.modules()):
+            for name, module in list(parent.named_children()):
+                stand_in = _STAND_INS.get(type(module).__name__)
+                if stand_in is not None:
+                    setattr(parent, name, stand_in(module))
+    if type(skeleton).__name__ in _READ_AT_THE_END:
+        skeleton.unpatchify = lambda tokens, *_: tokens
     # Some position tables are made by numpy and land on the CPU. Without gradients, because torch's
     # counter fails on a part of a parameter (Bria FIBO 2) where gradients are off but asked for.
-    return skeleton.to("meta").eval().requires_grad_(False)
+    frozen: nn.Module = skeleton.to("meta").eval().requires_grad_(False)
+    return frozen
 
 
 class _OnCpu(nn.Module):
@@ -53,8 +60,35 @@ class _OnCpu(nn.Module):
         return tuple(part.to("meta") for part in found)
 
 
-# Classes of tables of positions that have to run there.
-_NEED_VALUES = ("OmniGenSuScaledRotaryEmbedding", "ErnieImageEmbedND3", "Ideogram4MRoPE")
+class _AnyExperts(nn.Module):
+    """A mixture of experts in which every token has equally many: which ones costs the same.
+
+    Args:
+        module: chooses them by value, which meta does not have.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.mixture = module
+
+    def forward(self, x: Tensor) -> Tensor:
+        mixture: Any = self.mixture
+        nn.functional.linear(x, mixture.gate.weight)
+        for _ in range(mixture.num_activated_experts):
+            mixture.experts[0](x)
+        return mixture.shared_experts(x)  # type: ignore[no-any-return]
+
+
+# Models whose last step, which computes nothing, reads sizes from a tensor.
+_READ_AT_THE_END = ("HiDreamImageTransformer2DModel",)
+_STAND_INS: dict[str, Callable[[nn.Module], nn.Module]] = {
+    # tables of positions
+    "OmniGenSuScaledRotaryEmbedding": _OnCpu,
+    "ErnieImageEmbedND3": _OnCpu,
+    "Ideogram4MRoPE": _OnCpu,
+    # HiDream's
+    "MOEFeedForwardSwiGLU": _AnyExperts,
+}
 
 
 @dataclass(frozen=True)
@@ -121,7 +155,7 @@ def measure(model: Any, height: int, width: int, batch: int, frames: int | None 
 def _note_size(
     sizes: dict[str, tuple[int, int]],
     name: str,
-    _: nn.Module,
+    module: nn.Module,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> None:
@@ -129,7 +163,7 @@ def _note_size(
 
     Lumina 2 gives the sequence itself in the place of a text.
     """
-    hidden = args[0] if args else kwargs["hidden_states"]
-    text = kwargs.get("encoder_hidden_states", args[1] if len(args) > 1 else None)
+    given = by_name(signature(type(module).forward).parameters, (module, *args), kwargs)
+    hidden, text = given["hidden_states"], given.get("encoder_hidden_states")
     others = 0 if text is None or text is hidden else text.shape[1]
     sizes[name] = (hidden.shape[0], as_tokens(hidden).shape[1] + others)

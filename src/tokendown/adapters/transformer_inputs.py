@@ -27,6 +27,7 @@ LTX2_RATE = 24.0  # frames a second
 COGVIDEOX_FRAMES = 13  # latent frames of 49 frames
 COGVIEW_TOKENS = 224
 GLM_TOKENS = 64  # of the words that are to be written into a picture, in bytes
+HIDREAM_TOKENS = 128  # of T5, and of each layer of Llama; the pipeline's default
 ALLEGRO_FRAMES = 22  # latent frames of 88 frames
 MOTIF_FRAMES = 31  # latent frames of 121 frames
 IDEOGRAM_TOKENS = 2048  # padded to what the pipeline takes at most
@@ -466,6 +467,18 @@ def _lumina2(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, An
     }
 
 
+def _hidream(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, Any]:
+    of_t5, of_llama = config.caption_channels
+    layers = 1 + max(config.llama_layers)
+    return {
+        "hidden_states": zeros(config.in_channels, height, width),
+        "timesteps": zeros(),
+        "encoder_hidden_states_t5": zeros(HIDREAM_TOKENS, of_t5),
+        "encoder_hidden_states_llama3": zeros(layers, HIDREAM_TOKENS, of_llama).transpose(0, 1),
+        "pooled_embeds": zeros(config.text_emb_dim),
+    }
+
+
 def _krea2(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, Any]:
     image = _places(zeros, height // 2, width // 2, 3)
     text = (T5_TOKENS, config.num_text_layers, config.text_hidden_dim)
@@ -555,6 +568,7 @@ TRANSFORMERS: dict[str, Maker] = {
     "BriaTransformer2DModel": _packed,
     "BriaFiboTransformer2DModel": _bria_fibo,
     "BriaFibo2Transformer2DModel": _bria_fibo2,
+    "HiDreamImageTransformer2DModel": _hidream,
     "Krea2Transformer2DModel": _krea2,
     "SkyReelsV2Transformer3DModel": _wan,
     "ChronoEditTransformer3DModel": _wan,

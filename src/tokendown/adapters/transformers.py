@@ -10,6 +10,7 @@ import inspect
 import weakref
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import reduce
 from math import prod
 from operator import attrgetter
 from typing import Any
@@ -46,8 +47,8 @@ class Blocks:
 
     Args:
         path: attribute of the model that holds the blocks, dotted where it is one of a part.
-        attention: attribute of a block: the module with ``to_q``, ``to_k``, ``to_v``, or with
-            ``to_query``, ``to_key``, ``to_value``.
+        attention: attribute of a block, dotted where it is one of a part: the module with
+            ``to_q``, ``to_k``, ``to_v``, or with ``to_query``, ``to_key``, ``to_value``.
         norm: attribute of a block: the norm before it; anchors are the longest of its inputs.
             Empty for the block itself, where its norm is given the text as well.
         text_first: whether text comes before the image tokens in the keys.
@@ -207,6 +208,13 @@ ADAPTERS: dict[str, Adapter] = {
         (
             Blocks("joint_transformer_blocks", rotary=None),
             Blocks("single_transformer_blocks", rotary=None),
+        ),
+    ),
+    "HiDreamImageTransformer2DModel": Adapter(  # pictures that are not square are filled up
+        LatentGrid(),
+        (
+            Blocks("double_stream_blocks", "block.attn1", "block.norm1_i", text_first=False),
+            Blocks("single_stream_blocks", "block.attn1", "block.norm1_i", text_first=False),
         ),
     ),
     "Krea2Transformer2DModel": Adapter(
@@ -447,11 +455,16 @@ def attentions(model: Any, adapter: Adapter) -> Iterator[tuple[str, nn.Module, A
     """Name, the norm before it, the module, and where it is from."""
     for blocks in adapter.blocks:
         for index, block in enumerate(_part(model, blocks.path, "path")):
-            attention = getattr(block, blocks.attention, None)
+            attention = _attribute(block, blocks.attention)
             if attention is not None:
                 name = f"{blocks.path}.{index}.{blocks.attention}"
                 norm = _part(block, blocks.norm, "norm") if blocks.norm else block
                 yield name, norm, attention, blocks
+
+
+def _attribute(owner: Any, path: str) -> Any:
+    """Dotted, or None where it is not there."""
+    return reduce(lambda part, name: getattr(part, name, None), path.split("."), owner)
 
 
 def _part(owner: Any, path: str, field: str) -> Any:
