@@ -153,6 +153,13 @@ def test_summary_reads_the_latent_scale_of_a_pipeline(tmp_path: Any) -> None:
     assert found.layers[0].grid == (64 // scale, 32 // scale)
 
 
+def test_a_picture_that_hidream_has_no_room_for() -> None:
+    model = tiny_transformers.hidream()  # of at most 32 x 32 places
+    assert tokendown.summary(model, height=512, width=512).layers[0].grid == (32, 32)
+    with pytest.raises(tokendown.ConfigError, match=r"at most 1024 places .*; got 64x32"):
+        tokendown.summary(model, height=512, width=256)
+
+
 def test_a_size_that_changes_nothing_is_said() -> None:
     text = str(tokendown.summary(tiny.sd_unet(), tokendown.PatchConfig()))
     assert text.splitlines()[-1] == "the patch changes nothing at this size"

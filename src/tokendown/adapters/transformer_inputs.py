@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .._errors import UnsupportedModelError
+from .._errors import ConfigError, UnsupportedModelError
 from .zeros import Maker, Zeros
 
 PIXART_TOKENS = 77  # T5 prompts are longer, but cross-attention is a small part
@@ -468,6 +469,12 @@ def _lumina2(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, An
 
 
 def _hidream(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, Any]:
+    room = math.prod(config.max_resolution)
+    if height != width and height * width > room:
+        raise ConfigError(
+            f"expected a square picture or one of at most {room} places of the latent, to which it "
+            f"is filled up; got {height}x{width}"
+        )
     of_t5, of_llama = config.caption_channels
     layers = 1 + max(config.llama_layers)
     return {
