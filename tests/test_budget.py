@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import pickle
 from math import ceil
-from types import SimpleNamespace
 
 import diffusers
 import pytest
@@ -155,7 +154,6 @@ def test_summary_takes_the_usual_number_of_steps(tmp_path, small):
     config = PatchConfig()
     assert summary(pipe, config, height=32, width=32).steps == 50  # of every SD pipeline
     assert summary(pipe.unet, config).steps is None
-    assert summary(SimpleNamespace(unet=pipe.unet), config).steps is None
     assert "50 steps" in str(summary(pipe, config)).splitlines()[0]
     patch = apply_patch(pipe)
     tiny.image_of(pipe, steps=3, **call)

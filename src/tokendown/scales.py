@@ -44,8 +44,6 @@ def usual_steps(pipe: Any) -> int | None:
     Args:
         pipe: a pipeline or its class.
     """
-    if not callable(pipe):  # what only holds a denoiser
-        return None
     steps = inspect.signature(pipe.__call__).parameters.get("num_inference_steps")
     return steps.default if steps is not None and isinstance(steps.default, int) else None
 
