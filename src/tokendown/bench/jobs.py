@@ -100,7 +100,6 @@ class Job:
 
 _MATRIX_SIZES = ((1024, 1024), (1536, 1536), (2048, 2048), (4096, 4096))
 _DTYPES = {"sd15": "float16", "sd21": "float16", "sdxl": "float16", "pixart-sigma": "bfloat16"}
-_STEPS = 50  # what pipelines of these shapes take by themselves, most of them
 _COMPILED = (DENSE, "paper", "auto", "minimal", "tomesd-equal", "bound")
 
 
@@ -112,16 +111,18 @@ def _gpu() -> list[Job]:
     compilation takes longer than measuring, repeated blocks only for the same reason, and without
     the methods that differ in what they sample only.
     """
-    each = Job(sizes=_MATRIX_SIZES, device="cuda", batch=2, steps=_STEPS, compile="graph")
-    graphs = [replace(each, shape=shape, dtype=dtype) for shape, dtype in _DTYPES.items()]
+    graphs = [
+        Job(shape, sizes=_MATRIX_SIZES, dtype=dtype, device="cuda", batch=2, compile="graph")
+        for shape, dtype in _DTYPES.items()
+    ]
     eager = [replace(job, compile="no", backend=BEST) for job in graphs]
     return graphs + eager + [replace(job, compile="blocks", methods=_COMPILED) for job in eager]
 
 
 def _cpu() -> list[Job]:
     """The records of the README, on a machine without a GPU; takes about an hour on two cores."""
-    job = Job("sd15", device="cpu", dtype="float32", sizes=((1024, 1024),), steps=_STEPS)
-    further = ("budget 3072", "budget 4096")
+    job = Job("sd15", device="cpu", dtype="float32", sizes=((1024, 1024),))
+    further = ("budget 4096",)
     return [
         replace(job, methods=(*DEFAULT, *further)),
         replace(job, sizes=((2048, 2048),), rounds=2),
