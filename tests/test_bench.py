@@ -348,6 +348,7 @@ def test_the_gpu_preset_is_the_matrix():
         ({"rounds": 0}, "at least 1 for rounds"),
         ({"backend": "xla"}, "expected a backend of default, flash"),
         ({"compile": "yes"}, "expected compile no, blocks, model"),
+        ({"steps": 3}, "add --whole"),
         ({"blocks": 1}, "of a --shape only"),
         ({"whole": True, "batch": 2}, "a picture has its own"),
         ({"shape": "pixart-sigma", "sizes": ((64, 64),), "blocks": 1, "compile": "model"},

@@ -244,29 +244,6 @@ def test_predicted_flops_are_what_the_counter_counts(kind, size):
         assert seen["tomesd-equal"] < seen["tomesd-half"] < seen["dense"]
 
 
-def test_auto_at_a_step_of_a_long_schedule_keeps_fewer_keys(monkeypatch):
-    monkeypatch.setattr("tokendown.config.LONG_BUDGET", 8)
-    model = on_meta(tiny.shallow_unet())
-    inputs = denoiser_inputs(model, 12, 20, batch=2, device="meta")
-    flops = {}
-    for steps in (0, 19, 20):
-        scene = Scene.of(model, 12, 20, 2, steps)
-        method = make_method("auto", scene)
-        flops[steps] = counted_flops(method, model, inputs)
-        assert flops[steps] == predicted_flops(method, scene, inputs)
-    assert flops[0] == flops[19] > flops[20]
-
-
-def test_a_window_is_not_measured_as_if_it_were_open():
-    model = tiny.shallow_unet()
-    scene = Scene.of(on_meta(model), 12, 20, 2, 50)
-    with (
-        make_method("factor=2,start=0.5", scene).apply(model),
-        pytest.raises(ConfigError, match="limited to the part"),
-    ):
-        output(model, 12, 20)
-
-
 # What is said
 
 

@@ -304,15 +304,6 @@ def test_summary_from_the_configuration_alone(folder, tmp_path):
     assert f"predicted speed-up {record['predicted_speedup']:.2f}" in table
 
 
-def test_summary_at_a_number_of_steps(folder):
-    words = ("summary", "--model", folder, "--size", "256x256", "--json")
-    usual, few = (json.loads(run(*words, *more)[0]) for more in ((), ("--steps", 19)))
-    assert (usual["steps"], few["steps"]) == (50, 19)
-    assert few["predicted_speedup"] < usual["predicted_speedup"]
-    assert "50 steps" in run(*words[:-1])[0].splitlines()[0]
-    assert "steps, an integer >= 1, got 0" in run_for_error(*words[:-1], "--steps", 0)
-
-
 def test_summary_of_a_dense_model(folder):
     record = json.loads(run("summary", "--model", folder, "--dense", "--json")[0])
     assert record["config"] is None

@@ -261,7 +261,7 @@ def test_a_config_keeps_its_own_factors():
 
 
 def test_defaults():
-    assert (PatchConfig().anchors, PatchConfig().budget) == (32, None)
+    assert (PatchConfig().anchors, PatchConfig().budget) == (32, 3072)
     paper = PatchConfig(preset="paper")
     assert (paper.anchors, paper.budget) == (0, 4096)
     assert PatchConfig(preset="paper", anchors=4).anchors == 4

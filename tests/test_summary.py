@@ -38,13 +38,11 @@ FAMILIES: list[Callable[[], Any]] = [
 ]
 
 
-def counted(model: Any, height: int, width: int, steps: int = 0, **options: Any) -> int:
-    """FLOPs of one call on the meta device, patched if there are any steps or options."""
+def counted(model: Any, height: int, width: int, **options: Any) -> int:
+    """FLOPs of one call on the meta device, patched with the options if there are any."""
     skeleton = on_meta(model)
-    if options or steps:
+    if options:
         patch = tokendown.apply_patch(skeleton, **options)
-        if steps:
-            patch.set_progress(0, steps)
         if tokens := token_shapes(skeleton, height, width):
             patch.set_grid(tokens[0][1:])
     inputs = denoiser_inputs(skeleton, height, width, device="meta")

@@ -21,19 +21,11 @@ def cells_of(method: Method) -> CellMethod:
 # The published set-up always leaves 4096 keys of a square image: factor 2, 3, 4 at 1024, 1536 and
 # 2048 pixels of Stable Diffusion 1.5. Source: arXiv:2402.13573 and its authors' public demo.
 PAPER_BUDGET = 4096
+# By FLOPs a step of SD 1.5 gains 1.59x with 3072 keys at 1024 pixels and 3.47x at 2048 (the paper's
+# rule: 1.39x and 2.59x), at about the paper's error. 1024 keys gain 3 and 7 % more, and cost more
+# quality than that is worth. Measured: paper/LOG.md.
 AUTO_BUDGET = 3072
 AUTO_ANCHORS = 32
-# What jitter misses at one step it sees at another: a longer schedule needs fewer keys a step for
-# the same error, about that of the paper's rule. By FLOPs a step of SD 1.5 gains 1.59x with 3072
-# keys at 1024 pixels and 3.47x at 2048, 1.64x and 3.75x with 1024 (the paper's rule: 1.39x and
-# 2.59x). Measured: paper/LOG.md.
-LONG_SCHEDULE = 20
-LONG_BUDGET = 1024
-
-
-def auto_budget(steps: int) -> int:
-    """Most grid keys of a layer with jitter in a schedule of so many steps; 0 is not known."""
-    return LONG_BUDGET if steps >= LONG_SCHEDULE else AUTO_BUDGET
 
 
 @dataclass(frozen=True)
@@ -49,10 +41,8 @@ class PatchConfig:
             a dict maps a layer's own downsampling, relative to the finest token grid of the model,
             to its factor, e.g. ``{1: 4, 2: 2}``. Range: >= 1; 1 leaves a layer dense.
         budget: most grid keys that a layer may keep, >= 1; a layer gets the smallest factor that
-            brings it there. None means the preset's own: 4096 with ``"paper"``; with ``"auto"``
-            1024 in schedules of 20 steps or more and 3072 in shorter ones, where nobody tells the
-            number of steps, and with another method than jitter. Without effect where ``factor``
-            is given.
+            brings it there. None means the preset's own: 3072, or 4096 with ``"paper"``. Without
+            effect where ``factor`` is given.
         anchors: tokens off the grid that are kept as well, the longest before the norm, >= 0.
             None means 32, or 0 with the preset ``"paper"``.
         method: ``"nearest"`` keeps the top-left token of a cell, ``"mean"`` averages the cell,
@@ -93,13 +83,11 @@ class PatchConfig:
         if self.method is None:
             object.__setattr__(self, "method", "nearest" if paper else "jitter")
         expect(self.method in get_args(Method), "method 'nearest', 'mean' or 'jitter'", self.method)
-        if self.budget is None and (paper or self.method != "jitter"):
+        if self.budget is None:
             object.__setattr__(self, "budget", PAPER_BUDGET if paper else AUTO_BUDGET)
         if self.anchors is None:
             object.__setattr__(self, "anchors", 0 if paper else AUTO_ANCHORS)
-        expect(
-            self.budget is None or is_int(self.budget, 1), "a budget of at least 1 key", self.budget
-        )
+        expect(is_int(self.budget, 1), "a budget of at least 1 key", self.budget)
         expect(is_int(self.anchors, 0), "a number of anchors >= 0", self.anchors)
         expect(
             _is_number(self.start)

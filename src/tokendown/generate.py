@@ -80,7 +80,7 @@ def open_pipeline(request: Request) -> tuple[Any, Request]:
     known = call_parameters(pipe)
     steps, guidance = request.steps, request.guidance
     if steps is None and request.model == builtin.NAME:
-        steps = builtin.usual_steps()
+        steps = builtin.STEPS if builtin.trained_folder() else builtin.RANDOM_STEPS
     if steps is None:
         steps = known["num_inference_steps"].default
     if guidance is None and request.model == builtin.NAME:
@@ -197,9 +197,8 @@ def fewest_steps(pipe: Any, request: Request) -> int:
 def summary_of(pipe: Any, request: Request) -> Summary:
     """What the patch of a request does at its size."""
     return summary(
-        pipe, request.config, height=request.height, width=request.width, frames=request.frames,
-        steps=request.steps,
-    )  # fmt: skip
+        pipe, request.config, height=request.height, width=request.width, frames=request.frames
+    )
 
 
 def describe(pipe: Any, picture: Picture) -> dict[str, Any]:

@@ -64,7 +64,8 @@ class Patch:
             f"step={step!r}, steps={steps!r}",
         )
         for plan in self._plans:
-            plan.set_progress(step, steps)
+            for clock in plan.clocks:
+                clock.set(step, steps)
 
     def set_grid(self, *grids: tuple[int, int]) -> None:
         """Tells the size to a transformer that was compiled as a whole before it could be read.

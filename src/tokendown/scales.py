@@ -1,11 +1,10 @@
-"""How many pixels and frames a latent stands for, and how many steps are usual, as a pipeline says.
+"""How many pixels and frames a latent stands for, as the pipeline or its VAE says.
 
-Pipelines and VAEs of diffusers call the first two numbers by many names; this is the one list.
+Pipelines and VAEs of diffusers call the same two numbers by many names; this is the one list.
 """
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -36,16 +35,6 @@ def _scale_of_coder(pipe: Any) -> int | None:
 def temporal_scale(pipe: Any) -> int:
     """Frames a latent frame; 1 where the pipeline's VAE sees frames one by one."""
     return _first(pipe, _TEMPORAL) or 1
-
-
-def usual_steps(pipe: Any) -> int | None:
-    """What its call takes where it is told no number of steps; None: not said.
-
-    Args:
-        pipe: a pipeline or its class.
-    """
-    steps = inspect.signature(pipe.__call__).parameters.get("num_inference_steps")
-    return steps.default if steps is not None and isinstance(steps.default, int) else None
 
 
 def latent_frames(frames: int, scale: int) -> int:

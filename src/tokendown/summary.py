@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
@@ -17,7 +16,7 @@ from .adapters.skeleton import Cost
 from .config import expect, is_int
 from .flops import joint_attention_flops, self_attention_flops
 from .patch import find_denoisers
-from .scales import latent_frames, spatial_scale, temporal_scale, usual_steps
+from .scales import latent_frames, spatial_scale, temporal_scale
 from .select import kept_tokens
 from .sequence import joint_tokens
 from .tuned import Options, expect_options
@@ -66,7 +65,6 @@ class Summary:
         layers: every self-attention layer.
         step_flops_before: of one whole denoiser call, dense.
         frames: of a film; None for still pictures, or where a usual number was taken.
-        steps: of the schedule; None where nothing tells.
     """
 
     model: str
@@ -78,7 +76,6 @@ class Summary:
     layers: list[LayerSummary]
     step_flops_before: int
     frames: int | None = None
-    steps: int | None = None
 
     @property
     def step_flops_after(self) -> int:
@@ -119,7 +116,6 @@ class Summary:
         state = "patched" if self.patched else "not patched"
         size = f"{self.width} x {self.height} pixels"
         size += "" if self.frames is None else f", {self.frames} frames"
-        size += "" if self.steps is None else f", {self.steps} steps"
         head = f"{self.model}, {size}, batch {self.batch}, {state}"
         rows: list[tuple[str, ...]] = [("layer", "grid", "factor", "keys", "GFLOP", "")]
         rows += [_row(layer) for layer in self.layers]
@@ -151,7 +147,6 @@ def summary(
     scale: int | None = None,
     frames: int | None = None,
     frame_scale: int | None = None,
-    steps: int | None = None,
 ) -> Summary:
     """Lists every self-attention layer with grid, keys, FLOPs, and the predicted speed-up.
 
@@ -167,9 +162,6 @@ def summary(
             on its own, as in Stable Diffusion.
         frames: of a film; None means a usual number.
         frame_scale: frames a latent frame; None means the pipeline's own, and 1 for a denoiser.
-        steps: of the schedule: with preset "auto" fewer keys are kept in longer ones. None means
-            that of the latest one, else what is usual for the pipeline, and not known for a
-            denoiser.
 
     Raises:
         ConfigError: the model has no native size and none was given, or it is too small; a number
@@ -178,8 +170,7 @@ def summary(
         NothingPatchedError: the config matches no layer.
     """
     expect_options(config)
-    counts = {"batch": batch, "scale": scale, "frames": frames, "steps": steps}
-    for name, count in counts.items():
+    for name, count in {"batch": batch, "scale": scale, "frames": frames}.items():
         expect(count is None or is_int(count, 1), f"{name}, an integer >= 1", count)
     scale = scale if scale is not None else spatial_scale(model)
     latents = frames and latent_frames(frames, frame_scale or temporal_scale(model))
@@ -190,7 +181,6 @@ def summary(
     plans = {  # a ControlNet is shown when it is patched
         each: plan for each, plan in installed.items() if plan or each is denoisers[0]
     }
-    steps = steps or _latest(plans.values()) or usual_steps(model)
     layers: list[LayerSummary] = []
     total = 0
     for denoiser, plan in plans.items():
@@ -198,9 +188,7 @@ def summary(
         total += cost.flops
         # PAG pipelines put their processors in for the time of a call only
         perturbed = getattr(model, "pag_applied_layers", ()) if denoiser is denoisers[0] else ()
-        plan = copy.deepcopy(plan) or families.make_plan(denoiser, config)
-        plan.set_progress(0, steps or 0)
-        layers += _layers(plan, cost, perturbed)
+        layers += _layers(plan or families.make_plan(denoiser, config), cost, perturbed)
     patched = any(plan is not None for plan in plans.values())
     used = next((plan.config for plan in plans.values() if plan is not None), config)
     return Summary(
@@ -213,14 +201,7 @@ def summary(
         layers=layers,
         step_flops_before=total,
         frames=frames,
-        steps=steps,
     )
-
-
-def _latest(plans: Iterable[Plan | None]) -> int:
-    """Steps of the schedule that a patch was in last; 0 before the first."""
-    clocks = [clock for plan in plans if plan is not None for clock in plan.clocks]
-    return max((clock.steps for clock in clocks), default=0)
 
 
 def _size(denoiser: Any, height: int | None, width: int | None, scale: int) -> tuple[int, int]:
@@ -274,7 +255,8 @@ def layer_at(plan: Plan, layer: Layer, cost: Cost) -> LayerSummary:
             * self_attention_flops(image, kept, layer.channels, layer.inner_dim, layer.key_width)
             for kept in (image, keys)
         )
-    note = layer.reason or (layer.limit if factor == 1 else _how(rule))
+    what = str(rule or "") if factor == 1 else _how(rule)
+    note = layer.reason or what
     return LayerSummary(
         layer.name,
         (seen.grid.height, seen.grid.width),

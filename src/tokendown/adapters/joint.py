@@ -88,7 +88,7 @@ class JointPlan(Plan):
         (frames, height, width), *references = self.shapes if shapes is None else shapes
         references = references if layer.references else []
         rule = layer.rule or Rule(fixed=1)
-        factor, temporal = layer.factor(Grid(height, width)), min(rule.temporal, frames)
+        factor, temporal = rule.factor(Grid(height, width)), min(rule.temporal, frames)
         main = Box(frames, height, width, factor, temporal)
         boxes = (main, *(Box(*shape, rule.references) for shape in references))
         if ranks == 1 or all(box.kept == box.tokens for box in boxes):

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from torch import Tensor
 
 from .._errors import ConfigError, NothingPatchedError, UnsupportedModelError
-from ..config import CellMethod, Method, PatchConfig, auto_budget, cells_of
+from ..config import CellMethod, Method, PatchConfig, cells_of
 from ..grid import Grid
 from ..jitter import Place
 from ..tuned import Options, TunedPlan
@@ -64,22 +64,7 @@ class Layer:
 
     def factor(self, grid: Grid) -> int:
         """The linear factor at a grid; 1 is dense."""
-        if self.rule is None:
-            return 1
-        return grid.factor_for(self.budget) if self.rule.fixed is None else self.rule.fixed
-
-    @property
-    def budget(self) -> int:
-        """Most grid keys, where no factor is fixed."""
-        if self.rule is not None and self.rule.budget is not None:
-            return self.rule.budget
-        return auto_budget(0) if self.clock is None else self.clock.budget
-
-    @property
-    def limit(self) -> str:
-        """What it may keep, for people."""
-        fixed = self.rule and self.rule.fixed
-        return f"at most {self.budget} keys" if fixed is None else f"factor {fixed}"
+        return 1 if self.rule is None else self.rule.factor(grid)
 
     def drops(self, grid: Grid) -> bool:
         """Whether keys are dropped at a grid, of a frame or whole frames."""
@@ -121,7 +106,7 @@ class Rule:
 
     Args:
         fixed: linear factor, or None.
-        budget: most grid keys, where no factor is fixed; None means that the clock tells it.
+        budget: most grid keys, where no factor is fixed.
         anchors: kept besides the grid.
         method: of taking the grid, see :class:`tokendown.PatchConfig`.
         window: fractions of the schedule between which the layer is coarse.
@@ -131,13 +116,16 @@ class Rule:
     """
 
     fixed: int | None = None
-    budget: int | None = None
+    budget: int = 1
     anchors: int = 0
     method: Method = "nearest"
     window: tuple[float, float] = (0.0, 1.0)
     multiplicity: bool = True
     references: int = 1
     temporal: int = 1
+
+    def __str__(self) -> str:
+        return f"at most {self.budget} keys" if self.fixed is None else f"factor {self.fixed}"
 
     @property
     def cells(self) -> CellMethod:
@@ -149,14 +137,17 @@ class Rule:
         """Whether the kept token of a cell is another one at every step."""
         return self.method == "jitter"
 
+    def factor(self, grid: Grid) -> int:
+        return grid.factor_for(self.budget) if self.fixed is None else self.fixed
+
 
 @dataclass(eq=False)
 class Clock:
     """How far the sampling has come, counted in steps: reading a timestep would stall a GPU.
 
-    ``active``, ``place`` and ``budget`` are decided when a step ends, not when a layer runs: a
-    compiled model sees a boolean that changes at most twice, the values of tensors and a number
-    that is the same in a schedule, not a step index that would recompile it at every step.
+    ``active`` and ``place`` are decided when a step ends, not when a layer runs: a compiled model
+    sees a boolean that changes at most twice and the values of tensors, not a step index that
+    would recompile it at every step.
 
     Args:
         start, stop: fractions of the schedule between which the patch is active.
@@ -164,7 +155,6 @@ class Clock:
         step: index of the current step.
         detached: whether its patch is gone, so that no scheduler need tell it anything.
         place: of kept tokens in their cells at this step, where a layer moves them.
-        budget: most grid keys in a schedule of this length, where a layer was told no number.
     """
 
     start: float
@@ -175,7 +165,6 @@ class Clock:
     active: bool = False
     detached: bool = False
     place: Place = field(default_factory=lambda: Place.at(-1))
-    budget: int = field(default_factory=lambda: auto_budget(0))
 
     @property
     def whole(self) -> bool:
@@ -186,7 +175,6 @@ class Clock:
         self.step, self.steps = step, steps
         self.running = step < steps
         self.place = Place.at(step if self.running else -1)
-        self.budget = auto_budget(steps)
         self.active = self.running and self.start <= step / steps < self.stop
 
 
@@ -210,11 +198,6 @@ class Plan:
     @property
     def patched(self) -> list[Layer]:
         return [layer for layer in self.layers if layer.rule is not None]
-
-    def set_progress(self, step: int, steps: int) -> None:
-        """Tells every clock where the sampling is."""
-        for clock in self.clocks:
-            clock.set(step, steps)
 
 
 def assign_rules(plan: Plan, classes: list[str]) -> None:
@@ -292,6 +275,7 @@ def _follow_config(plan: Plan, config: PatchConfig) -> None:
 
 def _wanted(config: PatchConfig, found: dict[int, int]) -> dict[int, Rule]:
     """Level to rule."""
+    assert config.budget is not None, "PatchConfig fills it in"
     assert config.anchors is not None, "PatchConfig fills it in"
     assert config.method is not None, "PatchConfig fills it in"
     rule = Rule(

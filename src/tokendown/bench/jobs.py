@@ -27,8 +27,7 @@ class Job:
         methods: names, see ``methods``; dense is always among them.
         rounds: in each of which every method has a turn, >= 1.
         batch: of a denoiser step, >= 1; 2 is one image with guidance.
-        steps: of a whole picture, None means the pipeline's own; or of the schedule that a step is
-            from, None is not known: with preset "auto" fewer keys are kept in longer ones.
+        steps: of a whole picture; None means the pipeline's own.
         dtype: "auto", "float32", "float16" or "bfloat16".
         device: "auto", "cpu", "cuda", "mps".
         backend: of attention, see ``backends``.
@@ -83,6 +82,8 @@ class Job:
                 )
             if not self.sizes and shape.size is None:
                 raise ConfigError("a shape needs a size, such as --size 1024")
+        if self.steps is not None and not self.whole:
+            raise ConfigError("the number of steps belongs to whole pictures: add --whole")
         if self.whole and self.batch != 1:
             raise ConfigError("the batch belongs to single steps; a picture has its own")
         if self.blocks is not None and self.shape is None:

@@ -63,21 +63,19 @@ class Scene:
         model: the denoiser without weights.
         cost: of one dense call of it.
         layers: those that can be coarsened.
-        steps: of the schedule that the call is from; 0 is not known.
     """
 
     model: Any
     cost: Cost
     layers: list[Layer]
-    steps: int = 0
 
     @classmethod
-    def of(cls, model: Any, height: int, width: int, batch: int, steps: int = 0) -> Scene:
+    def of(cls, model: Any, height: int, width: int, batch: int) -> Scene:
         """At one size of the latent."""
         layers = [x for x in families.make_plan(model, None).layers if not x.reason]
         if not layers:
             raise BenchError(f"{type(model).__name__} has no self-attention that can be patched")
-        return cls(model, measure(model, height, width, batch), layers, steps)
+        return cls(model, measure(model, height, width, batch), layers)
 
     @property
     def level(self) -> int:
@@ -181,7 +179,6 @@ def _patched(name: str, config: Options, scene: Scene) -> Method:
         plan = families.make_plan(scene.model, config)
     except NothingPatchedError as error:
         raise Useless(str(error)) from error
-    plan.set_progress(0, scene.steps)
     grids = {layer: scene.grid(layer.name) for layer in plan.patched}
     factors = {layer.downsample: layer.factor(grid) for layer, grid in grids.items()}
     coarser = {level: factor for level, factor in sorted(factors.items()) if factor > 1}
@@ -202,8 +199,6 @@ def _patched(name: str, config: Options, scene: Scene) -> Method:
         grid = next(iter(grids.values()))
         if scene.joint:  # positions cannot be read on the meta device, or when it is compiled
             patch.set_grid((grid.height, grid.width))
-        if scene.steps and all(clock.whole for clock in plan.clocks):
-            patch.set_progress(0, scene.steps)
         return patch
 
     return Method(name, detail, apply, None if scene.joint else keys)

@@ -66,8 +66,7 @@ class Group:
     def title(self) -> str:
         """What, where, how, in one line."""
         key = self.key
-        of = f" of {key['steps']}" if key["steps"] else ""
-        what = f"one step{of}, batch {key['batch']}"
+        what = f"one step, batch {key['batch']}"
         if key["what"] == "picture":
             what = "a picture" + (f" in {key['steps']} steps" if key["steps"] else "")
         parts = [

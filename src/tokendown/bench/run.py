@@ -132,11 +132,10 @@ class _Group:
     def _prepare(self) -> dict[str, Method]:
         """The methods that have something to do here; the others get their line."""
         rows, columns = self.target.latent(self.width, self.height)
-        call = rows, columns, self.job.batch, self.target.steps or 0
-        timed = Scene.of(self.target.timed_skeleton, *call)
+        timed = Scene.of(self.target.timed_skeleton, rows, columns, self.job.batch)
         whole = timed
         if self.target.timed_skeleton is not self.target.skeleton:
-            whole = Scene.of(self.target.skeleton, *call)
+            whole = Scene.of(self.target.skeleton, rows, columns, self.job.batch)
         inputs = self.target.inputs(whole.model, rows, columns)
         self.flops: dict[str, int | None] = {}
         self.layer = timed.layers[0]

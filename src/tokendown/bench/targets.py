@@ -77,11 +77,6 @@ class Target:
         usual = find_shape(self.job.shape).size
         return self.job.sizes or ((usual,) if usual else ())
 
-    @property
-    def steps(self) -> int | None:
-        """Of the schedule; None is not known."""
-        return self.job.steps
-
     def key(self, width: int, height: int) -> dict[str, Any]:
         """What tells this group of cells from others, see ``cells.GROUP``."""
         job = self.job
@@ -208,10 +203,6 @@ class PictureTarget(PipelineTarget):
     @cached_property
     def pipe(self) -> Any:
         return self._opened[0]
-
-    @property
-    def steps(self) -> int | None:
-        return self._opened[1].steps  # type: ignore[no-any-return]
 
     def work(self, width: int, height: int) -> Work:
         """Also tells the seconds of the denoising alone."""

@@ -63,11 +63,7 @@ def bench(
     whole: Annotated[
         bool | None, _option("Whole pictures instead of one step.", _WHAT, "--whole")
     ] = None,
-    steps: Annotated[
-        int | None,
-        _option("Of a whole picture, or of the schedule that a step is from: auto keeps fewer "
-                "keys in longer ones.", _WHAT),
-    ] = None,
+    steps: Annotated[int | None, _option("Of a whole picture.", _WHAT)] = None,
     batch: Annotated[int | None, _option("Of a step; default 1.", _WHAT)] = None,
     blocks: Annotated[
         int | None,

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
 import typer
 from rich import box
 from rich.table import Table
 
-from ..models.blueprint import frame_scale, load_skeleton, schedule_length
+from ..models.blueprint import frame_scale, load_skeleton
 from ..summary import LayerSummary, Summary
 from ..summary import summary as summarise
 from . import options as opt
@@ -20,11 +18,6 @@ def summary(
     model: opt.Model = None,
     size: opt.Size = None,
     frames: opt.Frames = None,
-    steps: Annotated[
-        int | None,
-        typer.Option(help="Of the schedule: auto keeps fewer keys in longer ones. "
-                          "Default: the pipeline's own."),
-    ] = None,
     preset: opt.Preset = None,
     factor: opt.Factor = None,
     budget: opt.Budget = None,
@@ -38,7 +31,7 @@ def summary(
     plan: opt.Plan = None,
     dense: opt.Dense = False,
     as_json: opt.Json = False,
-) -> None:  # fmt: skip
+) -> None:
     """List the self-attention layers of a model, keys and FLOPs before and after. No weights."""
     with politely(as_json):
         config = opt.patch_config(ctx.params)
@@ -47,10 +40,9 @@ def summary(
         with loading(name):
             denoiser, scale = load_skeleton(name)
             each = None if frames is None else frame_scale(name)
-            steps = schedule_length(name) if steps is None else steps
             result = summarise(
                 denoiser, config, height=height, width=width, scale=scale,
-                frames=frames, frame_scale=each, steps=steps,
+                frames=frames, frame_scale=each,
             )  # fmt: skip
         if as_json:
             print_json(result.to_dict())
@@ -61,7 +53,6 @@ def summary(
 def _print(result: Summary) -> None:
     title = f"{result.model}, {result.width} x {result.height} pixels"
     title += "" if result.frames is None else f", {result.frames} frames"
-    title += "" if result.steps is None else f", {result.steps} steps"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("layer", no_wrap=True)
     for column in ("grid", "factor", "keys", "GFLOP"):

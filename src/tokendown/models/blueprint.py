@@ -9,7 +9,7 @@ from typing import Any
 
 from .._errors import LoadError
 from ..adapters.skeleton import build_on_meta
-from ..scales import CODERS, PACKED, scales_of_vae, usual_steps
+from ..scales import CODERS, PACKED, scales_of_vae
 from . import builtin
 from .sources import first_line, kind_of, need_diffusers
 
@@ -56,21 +56,6 @@ def frame_scale(model: str) -> int | None:
     if model == builtin.NAME:
         return None
     return _vae_scales(_config(model, kind_of(model), "vae"))[1]
-
-
-def schedule_length(model: str) -> int | None:
-    """The number of steps that a pipeline makes unless told otherwise; None: nothing tells.
-
-    Args:
-        model: as for :func:`load_skeleton`.
-    """
-    import diffusers
-
-    if model == builtin.NAME:
-        return builtin.usual_steps()
-    index = _read(model, kind_of(model), "model_index.json") or {}
-    kind = getattr(diffusers, str(index.get("_class_name")), None)
-    return usual_steps(kind) if isinstance(kind, type) else None
 
 
 def _spatial_scale(source: str, kind: str) -> int | None:

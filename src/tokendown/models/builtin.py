@@ -30,11 +30,6 @@ def trained_folder() -> Path | None:
     return folder if (folder / "model_index.json").is_file() else None
 
 
-def usual_steps() -> int:
-    """Of its schedule, unless told otherwise."""
-    return STEPS if trained_folder() else RANDOM_STEPS
-
-
 def random_unet() -> Any:
     """A two-level U-Net: self-attention on the 64 x 64 latents of 256 x 256 pixels, and below."""
     from diffusers import UNet2DConditionModel
