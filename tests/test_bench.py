@@ -11,6 +11,8 @@ from tests import tiny, tiny_transformers
 from typer.testing import CliRunner
 
 from tokendown import BenchError, ConfigError
+from tokendown.adapters.classic import FewerKeys
+from tokendown.adapters.families import make_plan
 from tokendown.adapters.skeleton import on_meta
 from tokendown.bench import cells, jobs, report, shapes, stacks
 from tokendown.bench import run as running
@@ -20,6 +22,8 @@ from tokendown.bench.run import Deadline, run
 from tokendown.bench.targets import Target
 from tokendown.cli.app import app
 from tokendown.cli.bench import read_jobs
+from tokendown.models.blueprint import load_skeleton
+from tokendown.tuned import LayerChoice, TunedPlan
 
 
 @pytest.fixture(autouse=True)
@@ -437,6 +441,69 @@ def test_a_size_that_does_not_fit_is_said_before_the_first_is_measured(tmp_path)
     _, notes = command(*sizes, "--out", tmp_path / "a.jsonl", code=2)
     assert "66x65: built-in needs sides that are multiples of" in notes[-1]
     assert not (tmp_path / "a.jsonl").exists()
+
+
+def test_other_files_are_never_cut(tmp_path):
+    """Half a line at the end is a cell that was interrupted, or the work of somebody else."""
+    words = ("--size", "64x64", "--device", "cpu", "--method", "dense", "--rounds", 1)
+    for text in ("my notes", "a\nb", '{"a": 1}', "{\n}"):
+        path = tmp_path / "notes.txt"
+        path.write_text(text)
+        _, notes = command(*words, "--resume", path, code=2)
+        assert "not a cell of tokendown bench" in notes[-1]
+        assert path.read_text() == text
+    command(*words, "--out", tmp_path / "a.jsonl")
+    whole = (tmp_path / "a.jsonl").read_text()
+    (tmp_path / "a.jsonl").write_text(whole + whole[:40])
+    command(*words, "--resume", tmp_path / "a.jsonl", "--rounds", 2)
+    assert [c["round"] for c in read_cells(tmp_path / "a.jsonl")] == [0, 1]
+
+
+def test_what_failed_in_another_group_is_not_this_runs_failure(tmp_path):
+    path = tmp_path / "a.jsonl"
+    words = ("--device", "cpu", "--method", "dense", "--rounds", 1)
+    command("--size", "64x64", *words, "--out", path)
+    [cell] = read_cells(path)
+    failed = {**cell, "width": 96, "outcome": "failed", "seconds": None, "why": "ValueError: no"}
+    path.write_text(path.read_text() + json.dumps(failed) + "\n")
+    said, _ = command("--size", "64x96", *words, "--resume", path, "--json")
+    assert json.loads(said)["failed"] == []
+
+
+def test_a_plan_that_has_changed_is_not_resumed(tmp_path):
+    layers = [x for x in make_plan(load_skeleton()[0], None).layers if not x.reason]
+    path = tmp_path / "plan.json"
+
+    def save(factor):
+        choices = (LayerChoice(x.name, x.channels, x.heads, factor=factor) for x in layers)
+        TunedPlan("UNet2DConditionModel", tuple(choices)).save(path)
+
+    words = ("--size", "64x64", "--device", "cpu", "--method", f"plan={path}", "--rounds", 2)
+    save(2)
+    command(*words[:-1], 1, "--out", tmp_path / "a.jsonl")
+    save(3)
+    _, notes = command(*words, "--resume", tmp_path / "a.jsonl", code=2)
+    assert "has changed since" in notes[-1]
+    save(2)
+    command(*words, "--resume", tmp_path / "a.jsonl")
+
+
+def test_a_window_follows_the_steps_of_a_whole_picture(tmp_path, monkeypatch):
+    seen = []
+    run = FewerKeys._attend
+
+    def attend(self, *args, **kwargs):
+        seen.append(self.layer.clock.step)
+        return run(self, *args, **kwargs)
+
+    monkeypatch.setattr(FewerKeys, "_attend", attend)
+    words = ("--size", "64x64", "--device", "cpu", "--rounds", 1, "--whole", "--steps", 4)
+    path = tmp_path / "a.jsonl"
+    command(*words, "--method", "factor=2,start=0.5", "--warmup", 0, "--out", path)
+    assert set(seen) == {2, 3}
+    dense, patched = read_cells(path)
+    assert patched["outcome"] == "measured"
+    assert (dense["flops"] is None, patched["flops"]) == (False, None)
 
 
 @pytest.mark.parametrize(

@@ -202,7 +202,8 @@ def test_both_notations_and_a_plan_are_the_same_patch(tmp_path):
     TunedPlan(type(model).__name__, layers).save(tmp_path / "plan.json")
     names = ("factor 1:3", "factor=1:3,anchors=3", f"plan={tmp_path / 'plan.json'}")
     made = [make_method(name, scene) for name in names]
-    assert {method.detail for method in made} == {"factor 3 at downsampling 1, 3 anchors"}
+    detail = "factor 3 at downsampling 1, 3 anchors"
+    assert [method.detail.partition(", plan ")[0] for method in made] == [detail] * 3
     outputs = []
     for method in made:
         with method.apply(model):
@@ -242,6 +243,44 @@ def test_predicted_flops_are_what_the_counter_counts(kind, size):
     assert seen["minimal"] == seen["nearest"] == seen["nearest-exact"] < seen["dense"]
     if kind != "pixart":
         assert seen["tomesd-equal"] < seen["tomesd-half"] < seen["dense"]
+
+
+# Parts of the schedule
+
+
+def test_a_step_in_the_window_is_what_is_timed():
+    model = tiny.shallow_unet()
+    scene = scene_of(model, 12, 20)
+    always, late = (make_method(f"factor=2{more}", scene) for more in ("", ",start=0.5,stop=0.6"))
+    assert late.windowed
+    assert late.detail == f"{always.detail}, from 50% to 60% of the steps"
+    assert late.keys == always.keys
+    with late.apply(model):
+        coarse = output(model, 12, 20)
+    assert not torch.equal(coarse, output(model, 12, 20))
+
+
+def mixed_plan(model, scene, path):
+    """Two factors at one level, in two parts of the schedule; saved."""
+    parts = [(0.0, 0.5), (0.5, 1.0)]
+    layers = tuple(
+        LayerChoice(x.name, x.channels, x.heads, factor=2 + n % 2, anchors=0, start=a, stop=b)
+        for n, x in enumerate(scene.layers)
+        for a, b in [parts[n % 2]]
+    )
+    TunedPlan(type(model).__name__, layers).save(path)
+    return f"plan={path}"
+
+
+def test_layers_that_are_coarse_at_different_steps_have_no_one_step(tmp_path):
+    model = tiny.shallow_unet()
+    scene = scene_of(model, 12, 20)
+    name = mixed_plan(model, scene, tmp_path / "a.json")
+    with pytest.raises(Useless, match="time whole pictures, with --whole"):
+        make_method(name, scene)
+    whole = make_method(name, Scene.of(scene.model, 12, 20, 2, whole=True))
+    assert "factor 2 or 3 at downsampling 1" in whole.detail
+    assert ", from 0% to 50% of the steps, from 50% to 100% of the steps, plan " in whole.detail
 
 
 # What is said

@@ -148,6 +148,9 @@ def test_comparison_from_a_picture(saved, originals, tmp_path, monkeypatch):
     [numbers] = generate(*words, "--factor", 2)["images"]
     assert len(numbers["step_seconds"]["dense"]) == 2  # of 8 steps the last 0.3
     assert numbers["psnr_db"] > 5
+    inside = numbers["predicted_speedup"]
+    [late] = generate(*words, "--factor", 2, "--start", 0.875)["images"]  # one of the two
+    assert late["predicted_speedup"] == pytest.approx(2 / (1 + 1 / inside), abs=2e-3)
     assert all("2 of 8 steps" in foot for *_, foot in said)
     assert all(patched.startswith("factor 2, 32 anchors: ") for _, patched, _ in said)
     monkeypatch.setattr("tokendown.config.AUTO_BUDGET", 64)

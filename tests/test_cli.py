@@ -13,7 +13,7 @@ from dataclasses import fields
 import numpy
 import pytest
 from PIL import Image
-from tests import tiny
+from tests import tiny, tiny_transformers
 from typer.testing import CliRunner
 
 from tokendown import LayerChoice, PatchConfig, TunedPlan, doctor, pictures
@@ -95,12 +95,16 @@ def test_patch_options():
         patch_config({"plan": "a.json", "temporal_factor": 2})
 
 
-def test_the_patch_options_of_joint_and_video_models(folder):
-    words = ("summary", "--model", folder, "--factor", 2, "--json")
+def test_the_patch_options_of_joint_and_video_models(folder, tmp_path):
+    tiny_transformers.wan().save_config(tmp_path / "transformer")
+    words = ("summary", "--model", tmp_path, "--size", "96x96", "--factor", 2, "--json")
     more = ("--no-multiplicity", "--references", 2, "--temporal-factor", 3)
     usual, chosen = (json.loads(run(*words, *rest)[0])["config"] for rest in ((), more))
     assert chosen == usual | {"multiplicity": False, "references": 2, "temporal_factor": 3}
     assert usual["multiplicity"] is True
+    words = ("summary", "--model", folder, *more)
+    assert "references has no use here" in run_for_error(*words[:-2])
+    assert "temporal_factor has no use here" in run_for_error(*words)
 
 
 # generate
@@ -302,6 +306,13 @@ def test_summary_from_the_configuration_alone(folder, tmp_path):
     table, _ = run(*words)
     assert "8192 -> 978" in table
     assert f"predicted speed-up {record['predicted_speedup']:.2f}" in table
+
+
+def test_pictures_that_are_too_small_for_ssim(folder, tmp_path):
+    words = ("generate", "a", "--model", folder, "--size", "8", "--steps", 1, "--factor", 2)
+    table, _ = run(*words, "--compare", "--out", tmp_path)
+    assert "SSIM" not in table
+    assert "PSNR" in table or "equal pictures" in table
 
 
 def test_summary_of_a_dense_model(folder):

@@ -70,6 +70,7 @@ def test_one_word_can_say_every_option_of_a_patch():
         ("nonsense", "expected a method such as dense"),
         ("factor=two", "cannot read 'factor=two'"),
         ("factor=0", "integer factor >= 1"),
+        ("factor=1:2+1:4", "cannot read 'factor=1:2\\+1:4'"),
         ("auto,paper", "with 'paper'"),
         ("controlnet=yes", "cannot read"),
         ("tomesd", "expected a method"),
@@ -238,6 +239,41 @@ def test_interrupted_while_drawing(folder, tmp_path, monkeypatch):
     _, lines = run(*words, "--method", "factor=2", code=130)
     assert "nothing is half-written" in lines[-1]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_interrupted_after_the_first_row(folder, tmp_path, monkeypatch):
+    """What is finished is saved, and the command ends as an interrupted one does."""
+    real, calls = sheets.sample, []
+
+    def sample(*arguments):
+        calls.append(1)
+        if len(calls) in (4, 8):
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(sheets, "sample", sample)
+    words = ("compare", "a", "b", "--model", folder, "--steps", 1, "--size", "24", "--keep")
+    words = (*words, "--method", "factor=2", "--out", tmp_path)
+    table, lines = run(*words, code=130)
+    assert "1 picture a method" in table
+    assert "stopped after 1 of 2 rows" in lines[-2]
+    record = json.loads((tmp_path / "compare.json").read_text())
+    assert [row["request"]["prompt"] for row in record["rows"]] == ["a"]
+    assert "stopped after 1 of 2 rows, which are saved" in record["notes"]
+    assert len(list(tmp_path.glob("compare-0-*.png"))) == 2
+    said, _ = run(*words, "--json", code=130)
+    assert len(json.loads(said)["rows"]) == 1
+
+
+def test_a_window_counts_in_the_predicted_speed_up(folder, tmp_path):
+    words = ("compare", "a", "--model", folder, "--steps", 4, "--size", "40x24", "--json")
+    for window in ("", ",start=0.5", ",start=0.9"):
+        words = (*words, "--method", f"factor=2{window}")
+    said, notes = run(*words, "--out", tmp_path)
+    always, half, never = (each["predicted_speedup"] for each in json.loads(said)["methods"][1:])
+    assert half == pytest.approx(2 / (1 + 1 / always), rel=1e-4)
+    assert never == 1
+    assert any("factor=2,start=0.9 is active at none of the 4 steps" in note for note in notes)
 
 
 # The sheet

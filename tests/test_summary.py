@@ -158,6 +158,31 @@ def test_a_picture_that_hidream_has_no_room_for() -> None:
         tokendown.summary(model, height=512, width=256)
 
 
+def test_fewer_frames_are_fewer_keys() -> None:
+    """Also where the grid of a frame is within the budget."""
+    model = tiny_transformers.wan()
+    config = tokendown.PatchConfig(temporal_factor=2, anchors=0)
+    found = tokendown.summary(model, config, height=64, width=64, frames=3)
+    assert found.changes_anything
+    assert found.predicted_speedup > 1
+    assert all(layer.keys_after < layer.keys_before for layer in found.layers if layer.grid)
+    assert "changes nothing" not in str(found)
+    assert "at most" not in str(found)
+
+
+def test_a_window_is_said_and_counts_over_a_schedule() -> None:
+    config = tokendown.PatchConfig(factor=2, start=0.5)
+    found = tokendown.summary(tiny.sd_unet(), config)
+    inside = found.predicted_speedup
+    over_all = 2 / (1 + 1 / inside)
+    assert found.to_dict()["schedule_speedup"] == pytest.approx(over_all)
+    assert f"{inside:.2f} where all is active, {over_all:.2f} over a whole schedule" in str(found)
+    assert found.speedup_over(10, made=5) == pytest.approx(inside)
+    assert found.speedup_over(10, made=6) == pytest.approx(6 / (1 + 5 / inside))
+    always = tokendown.summary(tiny.sd_unet(), tokendown.PatchConfig(factor=2))
+    assert "schedule" not in str(always)
+
+
 def test_a_size_that_changes_nothing_is_said() -> None:
     text = str(tokendown.summary(tiny.sd_unet(), tokendown.PatchConfig()))
     assert text.splitlines()[-1] == "the patch changes nothing at this size"
@@ -176,7 +201,7 @@ def test_table_and_json_hold_the_same_numbers() -> None:
 def test_no_size_anywhere_is_an_error() -> None:
     with pytest.raises(tokendown.ConfigError, match="give height and width"):
         tokendown.summary(tiny.sd_unet(sample_size=None))
-    with pytest.raises(tokendown.ConfigError, match="at least 8 x 8"):
+    with pytest.raises(tokendown.ConfigError, match="multiples of 8 pixels"):
         tokendown.summary(tiny.sd_unet(), height=4, width=64)
 
 

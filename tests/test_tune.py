@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -25,6 +27,7 @@ from tokendown.tune.effects import Calls, Uniform, middle_calls, parts_of, plan_
 from tokendown.tune.knapsack import best_tradeoffs
 from tokendown.tune.menu import Menu, build_menu, choose
 from tokendown.tune.report import pareto_plot, report, to_dict
+from tokendown.tune.rivals import Tome, tome_speedup
 from tokendown.tune.tuning import dominated
 from tokendown.tune.validate import Entry
 from tokendown.tuned import LayerChoice
@@ -423,8 +426,28 @@ def test_wrong_input_is_one_line(folder, tmp_path):
     assert "paper or auto" in run_for_error(*base, "--like", "best")
 
 
-def test_prompts():
+def test_prompts(tmp_path):
     assert pick_prompts([], None, None) == list(PROMPTS)
     assert pick_prompts(["a"], None, None) == ["a"]
     with pytest.raises(ConfigError, match="at least 3"):
         pick_prompts(["a"], None, 3)
+    (tmp_path / "empty.txt").write_text("\n \n")
+    with pytest.raises(ConfigError, match=r"empty.txt: no prompts, expected one a line"):
+        pick_prompts([], tmp_path / "empty.txt", None)
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("tomesd"), reason="needs tomesd")
+def test_tomesd_merges_where_self_attention_is():
+    """SDXL has none at full resolution."""
+    model = tiny.sdxl_unet()
+
+    def run():
+        given = tiny.inputs(model, 16, 16)
+        with torch.no_grad():
+            return model(given.pop("sample"), **given).sample  # it looks for that by position
+
+    dense = run()
+    assert tome_speedup(SimpleNamespace(unet=model), Tome(0.75, 2), 128, 128) > 1.01
+    with Tome(0.75, 2).on(model):
+        assert not torch.equal(run(), dense)
+    assert torch.equal(run(), dense)

@@ -31,6 +31,7 @@ __all__ = [
     "make_picture",
     "open_pipeline",
     "predict",
+    "speedup_of",
 ]
 
 
@@ -55,10 +56,14 @@ class Comparison:
 
     @property
     def predicted_speedup(self) -> float:
-        """Dense over patched FLOPs of all steps; those outside the step window are dense."""
-        steps = self.patched.request.steps
-        assert steps is not None, "open_pipeline fills it in"
-        return self.summary.speedup_over(steps)
+        """Dense over patched FLOPs, see :func:`speedup_of`."""
+        return speedup_of(self.summary, self.patched)
+
+
+def speedup_of(plan: Summary, picture: Picture) -> float:
+    """Dense over patched FLOPs of the steps that made a picture; some may be out of a window."""
+    steps, made = picture.request.steps or 1, len(picture.step_seconds)
+    return plan.speedup_over(steps, made if 0 < made < steps else None)
 
 
 def open_pipeline(request: Request) -> tuple[Any, Request]:

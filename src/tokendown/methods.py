@@ -120,8 +120,11 @@ def _read_pairs(
 def _read_factor(text: str) -> int | dict[int, int]:
     if ":" not in text:
         return int(text)
-    pairs = (pair.split(":") for pair in text.split("+"))
-    return {int(level): int(factor) for level, factor in pairs}
+    pairs = [pair.split(":") for pair in text.split("+")]
+    factors = {int(level): int(factor) for level, factor in pairs}
+    if len(factors) < len(pairs):
+        raise ValueError("a level twice")
+    return factors
 
 
 def _read_flag(text: str) -> bool:
@@ -172,8 +175,12 @@ def _merge(pipe: Any, ratio: float, stride: int, seed: int) -> AbstractContextMa
             f"tomesd works on U-Nets only, and {type(pipe).__name__} has a "
             f"{type(denoiser).__name__}"
         )
-    level = min(layer.downsample for layer in make_plan(denoiser, None).layers)
-    return merged(denoiser, ratio, stride, level, seed)
+    return merged(denoiser, ratio, stride, finest_level(denoiser), seed)
+
+
+def finest_level(denoiser: nn.Module) -> int:
+    """The least downsampling at which it has self-attention."""
+    return min(layer.downsample for layer in make_plan(denoiser, None).layers)
 
 
 @contextmanager

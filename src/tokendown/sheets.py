@@ -11,7 +11,7 @@ from typing import Any
 from PIL import Image
 
 from . import captions, pictures, quality
-from .generate import describe, predict
+from .generate import describe, predict, speedup_of
 from .methods import DENSE, Method
 from .models.loading import fingerprint
 from .models.sources import versions
@@ -126,7 +126,7 @@ def _measure(image: Image.Image, dense: Image.Image, lpips: quality.Lpips | None
     found: Numbers = {
         "mse": float(quality.mse(x, y)),
         "psnr_db": None if math.isinf(decibels) else decibels,
-        "ssim": float(quality.ssim(x, y)) if side >= 11 else None,
+        "ssim": float(quality.ssim(x, y)) if side >= quality.SSIM_WINDOW else None,
         "ms_ssim": float(quality.ms_ssim(x, y)) if side >= 176 else None,
         "lpips": float(lpips(x, y)) if lpips is not None and side >= 31 else None,
         "hpf": float(quality.hpf(x)) if side >= 3 else None,
@@ -158,7 +158,9 @@ def record(
         "methods": [
             {
                 **method.to_dict(),
-                "predicted_speedup": None if p is None else _short(p.predicted_speedup),
+                "predicted_speedup": None
+                if p is None
+                else _short(speedup_of(p, rows[0].pictures[method])),
                 "keys": None if p is None else [[k.keys_before, k.keys_after] for k in p.layers],
                 "means": means(rows, method),
             }

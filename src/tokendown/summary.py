@@ -21,6 +21,8 @@ from .select import kept_tokens
 from .sequence import joint_tokens
 from .tuned import Options, expect_options
 
+_LONG = 1000  # steps, of which a window has its share to three digits
+
 
 @dataclass(frozen=True)
 class LayerSummary:
@@ -89,20 +91,34 @@ class Summary:
         """Dense over patched FLOPs of one denoiser call inside the step window."""
         return self.step_flops_before / self.step_flops_after
 
-    def speedup_over(self, steps: int) -> float:
-        """Dense over patched FLOPs of a whole schedule; steps outside a window are dense."""
+    def speedup_over(self, steps: int, made: int | None = None) -> float:
+        """Dense over patched FLOPs of a schedule; steps outside a window are dense.
+
+        Args:
+            steps: of the schedule, >= 1.
+            made: how many of the last ones are made, as from a picture; None means all.
+        """
+        made = steps if made is None else made
         saved = sum(
             (layer.flops_before - layer.flops_after)
-            * sum(layer.start <= step / steps < layer.stop for step in range(steps))
+            * sum(layer.start <= step / steps < layer.stop for step in range(steps - made, steps))
             for layer in self.layers
         )
-        total = self.step_flops_before * steps
+        total = self.step_flops_before * made
         return total / (total - saved)
+
+    @property
+    def windowed(self) -> bool:
+        """Whether layers are coarse in a part of the schedule only."""
+        return any(
+            layer.keys_after < layer.keys_before and (layer.start, layer.stop) != (0.0, 1.0)
+            for layer in self.layers
+        )
 
     @property
     def changes_anything(self) -> bool:
         """Whether any layer has fewer keys at this size."""
-        return any(layer.factor > 1 for layer in self.layers)
+        return any(layer.keys_after < layer.keys_before for layer in self.layers)
 
     def to_dict(self) -> dict[str, Any]:
         """All of it as JSON types."""
@@ -110,6 +126,7 @@ class Summary:
             **asdict(self),
             "step_flops_after": self.step_flops_after,
             "predicted_speedup": self.predicted_speedup,
+            "schedule_speedup": self.speedup_over(_LONG),
         }
 
     def __str__(self) -> str:
@@ -132,6 +149,8 @@ class Summary:
             f"one step: {before:,.1f} -> {after:,.1f} GFLOP, predicted speed-up "
             f"{self.predicted_speedup:.2f}"
         )
+        if self.windowed:
+            foot += f" where all is active, {self.speedup_over(_LONG):.2f} over a whole schedule"
         if self.config is not None and not self.changes_anything:
             foot += "\nthe patch changes nothing at this size"
         return foot
@@ -255,8 +274,7 @@ def layer_at(plan: Plan, layer: Layer, cost: Cost) -> LayerSummary:
             * self_attention_flops(image, kept, layer.channels, layer.inner_dim, layer.key_width)
             for kept in (image, keys)
         )
-    what = str(rule or "") if factor == 1 else _how(rule)
-    note = layer.reason or what
+    note = layer.reason or (str(rule or "") if keys == image else _how(rule))
     return LayerSummary(
         layer.name,
         (seen.grid.height, seen.grid.width),

@@ -78,17 +78,17 @@ def say_if_unchanged(plan: Plan, layers: list[Layer]) -> None:
     """
     coarser = [layer for layer in plan.patched if layer.rule and layer.rule.fixed != 1]
     finest = min((layer.downsample for layer in coarser or plan.patched), default=0)
-    rules = [layer.rule for layer in layers if layer.rule and layer.downsample == finest]
-    grid = layers[0].grid if layers else None
-    if grid is None or not rules or rules[0].factor(grid) > 1 or grid in plan.said_unchanged:
+    here = next((layer for layer in layers if layer.rule and layer.downsample == finest), None)
+    if here is None or here.drops(here.grid) or here.grid in plan.said_unchanged:
         return
+    grid = here.grid
     plan.said_unchanged.add(grid)
     logger.info(
         "the patch changes nothing at this size: the finest patched grid is %s, %d tokens, and "
         "the rule is %s",
         grid,
         grid.tokens,
-        rules[0],
+        here.rule,
     )
 
 

@@ -28,7 +28,7 @@ def pick_prompts(given: list[str], file: Path | None, count: int | None) -> list
 
     Raises:
         LoadError: the file cannot be read.
-        ConfigError: there are fewer than ``count``.
+        ConfigError: there are fewer than ``count``, or a file has none.
     """
     found = list(given)
     if file is not None:
@@ -37,6 +37,8 @@ def pick_prompts(given: list[str], file: Path | None, count: int | None) -> list
         except (OSError, UnicodeDecodeError) as error:
             raise LoadError(f"{file}: not a readable text file") from error
         found += [line.strip() for line in lines if line.strip()]
+        if not found:
+            raise ConfigError(f"{file}: no prompts, expected one a line")
     found = found or list(PROMPTS)
     if count is not None and len(found) < count:
         raise ConfigError(f"expected at least {count} prompts, got {len(found)}")

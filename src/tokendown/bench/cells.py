@@ -37,13 +37,13 @@ class CellFile:
         self.cells = read_cells(path) if path.exists() else []
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            _drop_half_line(path)
         except OSError as error:
             raise BenchError(f"cannot write {path}: {error.strerror}") from error
 
     def append(self, cell: dict[str, Any]) -> None:
         """Adds a cell, on the disk first."""
         try:
+            _drop_half_line(self.path)
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(cell, allow_nan=False) + "\n")
         except OSError as error:
@@ -76,7 +76,7 @@ def read_cells(path: Path) -> list[dict[str, Any]]:
         raise BenchError(f"{path}: not a readable file of benchmark cells") from error
     cells = []
     for number, line in enumerate(text.splitlines(keepends=True), start=1):
-        if not line.endswith("\n") or not line.strip():
+        if not line.strip() or (not line.endswith("\n") and _begins_a_cell(line)):
             continue
         try:
             cell = json.loads(line)
@@ -89,6 +89,12 @@ def read_cells(path: Path) -> list[dict[str, Any]]:
             )
         cells.append(cell)
     return cells
+
+
+def _begins_a_cell(line: str) -> bool:
+    """Whether a line may be the part of a cell that was written before an interruption."""
+    start = json.dumps({"schema": SCHEMA})[:-1]
+    return line.startswith(start) or start.startswith(line)
 
 
 def _drop_half_line(path: Path) -> None:

@@ -15,6 +15,9 @@ from .shapes import find_shape
 COMPILE = ("no", "blocks", "model", "graph")
 
 
+_LEAST = {"rounds": 1, "batch": 1, "steps": 1, "blocks": 1, "warmup": 0}
+
+
 @dataclass(frozen=True)
 class Job:
     """One model at several sizes.
@@ -63,10 +66,10 @@ class Job:
     def __post_init__(self) -> None:
         names = dict.fromkeys((DENSE, *map(check_name, self.methods)))
         object.__setattr__(self, "methods", tuple(names))
-        for name in ("rounds", "batch", "steps", "blocks"):
+        for name, least in _LEAST.items():
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"expected at least 1 for {name}, got {value}")
+            if value is not None and value < least:
+                raise ConfigError(f"expected at least {least} for {name}, got {value}")
         if self.backend not in CHOICES:
             raise ConfigError(f"expected a backend of {', '.join(CHOICES)}, got {self.backend!r}")
         if self.compile not in COMPILE:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import importlib.util
+import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
+from math import ceil
 from typing import Any
 
 from torch import nn
@@ -16,20 +19,21 @@ from torch import nn
 from .._errors import BenchError, ConfigError, NothingPatchedError
 from ..adapters import families
 from ..adapters.joint import JointLayer, JointPlan
-from ..adapters.plan import Layer
+from ..adapters.plan import Layer, Rule
 from ..adapters.skeleton import Cost, measure
 from ..config import PAPER_BUDGET, PatchConfig
 from ..grid import Grid
 from ..methods import PLAN, merged, parse_method
 from ..patch import apply_patch
 from ..select import kept_tokens
-from ..tuned import Options
+from ..tuned import Options, TunedPlan
 
 DENSE = "dense"
 DEFAULT = (
     DENSE, "paper", "auto", "minimal", "nearest", "nearest-exact", "tomesd-equal", "tomesd-half",
     "bound",
 )  # fmt: skip
+_STEPS = 1000  # of a schedule, of which the timed step of a patch with a window is in the window
 _FURTHER = re.compile(r"(factor|budget) (\S+)")
 
 
@@ -43,12 +47,14 @@ class Method:
         apply: puts it into a denoiser for as long as the context lasts.
         keys: kept keys of each layer that it changes, 0 where the layer is removed; None where the
             cost does not follow from that.
+        windowed: whether it is at work in a part of the schedule only.
     """
 
     name: str
     detail: str
     apply: Callable[[Any], AbstractContextManager[Any]]
     keys: Mapping[str, int] | None = None
+    windowed: bool = False
 
 
 class Useless(Exception):
@@ -63,19 +69,21 @@ class Scene:
         model: the denoiser without weights.
         cost: of one dense call of it.
         layers: those that can be coarsened.
+        whole: whether pictures are timed, whose scheduler tells a patch the step.
     """
 
     model: Any
     cost: Cost
     layers: list[Layer]
+    whole: bool = False
 
     @classmethod
-    def of(cls, model: Any, height: int, width: int, batch: int) -> Scene:
+    def of(cls, model: Any, height: int, width: int, batch: int, whole: bool = False) -> Scene:
         """At one size of the latent."""
         layers = [x for x in families.make_plan(model, None).layers if not x.reason]
         if not layers:
             raise BenchError(f"{type(model).__name__} has no self-attention that can be patched")
-        return cls(model, measure(model, height, width, batch), layers)
+        return cls(model, measure(model, height, width, batch), layers, whole)
 
     @property
     def level(self) -> int:
@@ -180,15 +188,13 @@ def _patched(name: str, config: Options, scene: Scene) -> Method:
     except NothingPatchedError as error:
         raise Useless(str(error)) from error
     grids = {layer: scene.grid(layer.name) for layer in plan.patched}
-    factors = {layer.downsample: layer.factor(grid) for layer, grid in grids.items()}
-    coarser = {level: factor for level, factor in sorted(factors.items()) if factor > 1}
-    if not coarser:
-        raise Useless("changes nothing at this size")
-    detail = ", ".join(f"factor {factor} at downsampling {at}" for at, factor in coarser.items())
     rules = {layer: layer.rule for layer in grids if layer.rule is not None}
-    anchors = sorted({rule.anchors for rule in rules.values() if rule.anchors})
-    if anchors:
-        detail += f", {' or '.join(map(str, anchors))} anchors"
+    if not any(layer.drops(grid) for layer, grid in grids.items()):
+        raise Useless("changes nothing at this size")
+    windows = sorted({rule.window for rule in rules.values()})
+    windowed = windows != [(0.0, 1.0)]
+    if len(windows) > 1 and not scene.whole:
+        raise Useless("its layers are coarse at different steps: time whole pictures, with --whole")
     keys = {
         layer.name: kept_tokens(grids[layer], layer.factor(grids[layer]), rule.anchors, rule.cells)
         for layer, rule in rules.items()
@@ -199,9 +205,36 @@ def _patched(name: str, config: Options, scene: Scene) -> Method:
         grid = next(iter(grids.values()))
         if scene.joint:  # positions cannot be read on the meta device, or when it is compiled
             patch.set_grid((grid.height, grid.width))
+        if windowed:
+            patch.set_progress(ceil(windows[0][0] * _STEPS), _STEPS)
         return patch
 
-    return Method(name, detail, apply, None if scene.joint else keys)
+    detail = _detail(config, grids, rules)
+    return Method(name, detail, apply, None if scene.joint else keys, windowed)
+
+
+def _detail(config: Options, grids: Mapping[Layer, Grid], rules: Mapping[Layer, Rule]) -> str:
+    """What a patch does, for people."""
+    factors = dict[int, set[int]]()
+    for layer, grid in grids.items():
+        if layer.drops(grid):
+            factors.setdefault(layer.downsample, set()).add(layer.factor(grid))
+    parts = [
+        f"factor {_either(found)} at downsampling {at}" for at, found in sorted(factors.items())
+    ]
+    anchors = {rule.anchors for rule in rules.values() if rule.anchors}
+    if anchors:
+        parts.append(f"{_either(anchors)} anchors")
+    windows = sorted({rule.window for rule in rules.values()} - {(0.0, 1.0)})
+    parts += [f"from {start:.0%} to {stop:.0%} of the steps" for start, stop in windows]
+    if isinstance(config, TunedPlan):  # a file may change
+        text = json.dumps(config.to_dict(), sort_keys=True)
+        parts.append(f"plan {hashlib.sha256(text.encode()).hexdigest()[:8]}")
+    return ", ".join(parts)
+
+
+def _either(numbers: Iterable[int]) -> str:
+    return " or ".join(map(str, sorted(numbers)))
 
 
 # By hand

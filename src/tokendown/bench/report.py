@@ -95,7 +95,9 @@ def summarise(cells: Iterable[Cell]) -> list[Group]:
 
 
 def _group(cells: list[Cell]) -> Group:
-    dense = {c["round"]: c for c in cells if c["method"] == DENSE and c["outcome"] == MEASURED}
+    every = [cell for cell in cells if cell["method"] == DENSE]
+    dense = {cell["round"]: cell for cell in every if cell["outcome"] == MEASURED}
+    flops = next((cell["flops"] for cell in every if cell["flops"]), None)  # also without memory
     names = dict.fromkeys([DENSE, *(cell["method"] for cell in cells)])
     by_method = {name: [cell for cell in cells if cell["method"] == name] for name in names}
     software = []
@@ -105,14 +107,14 @@ def _group(cells: list[Cell]) -> Group:
             software.append(entry)
     return Group(
         key={name: cells[0][name] for name in GROUP},
-        rows=[_row(members, dense) for members in by_method.values() if members],
+        rows=[_row(members, dense, flops) for members in by_method.values() if members],
         attention=_attention(cells),
         notes=_notes(cells, dense, software),
         software=software,
     )
 
 
-def _row(cells: list[Cell], dense: dict[int, Cell]) -> Row:
+def _row(cells: list[Cell], dense: dict[int, Cell], flops: int | None) -> Row:
     done = [cell for cell in cells if cell["outcome"] == MEASURED]
     last = cells[-1]
     seconds = [seconds_of(cell) for cell in done]
@@ -125,7 +127,7 @@ def _row(cells: list[Cell], dense: dict[int, Cell]) -> Row:
         seconds_range=_range(seconds),
         speedup=_median(ratios),
         speedup_range=_range(ratios),
-        predicted=_predicted(last, dense),
+        predicted=flops / last["flops"] if flops and last["flops"] else None,
         peak_gib=max(peaks, default=None),
         rounds=len({cell["round"] for cell in done}),
         why="" if last["outcome"] == MEASURED else _why(last),
@@ -144,11 +146,6 @@ def seconds_of(cell: Cell) -> float:
     """Of the whole model, calculated where only a few blocks of it were timed."""
     found: float = cell["whole_model_seconds"] if "whole_model_seconds" in cell else cell["seconds"]
     return found
-
-
-def _predicted(cell: Cell, dense: dict[int, Cell]) -> float | None:
-    flops = next((other["flops"] for other in dense.values()), None)
-    return None if not flops or not cell["flops"] else flops / cell["flops"]
 
 
 def _why(cell: Cell) -> str:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from .._errors import ConfigError, TokendownError
+from ..methods import PLAN
 from ..models.sources import first_line, out_of_memory
 from . import backends
 from .cells import FAILED, MEASURED, NO_MEMORY, SCHEMA, SKIPPED, CellFile
@@ -132,10 +133,11 @@ class _Group:
     def _prepare(self) -> dict[str, Method]:
         """The methods that have something to do here; the others get their line."""
         rows, columns = self.target.latent(self.width, self.height)
-        timed = Scene.of(self.target.timed_skeleton, rows, columns, self.job.batch)
+        call = rows, columns, self.job.batch, self.job.whole
+        timed = Scene.of(self.target.timed_skeleton, *call)
         whole = timed
         if self.target.timed_skeleton is not self.target.skeleton:
-            whole = Scene.of(self.target.skeleton, rows, columns, self.job.batch)
+            whole = Scene.of(self.target.skeleton, *call)
         inputs = self.target.inputs(whole.model, rows, columns)
         self.flops: dict[str, int | None] = {}
         self.layer = timed.layers[0]
@@ -149,8 +151,24 @@ class _Group:
                 nothing = Method(name, "", lambda _: contextlib.nullcontext())
                 self._add(nothing, 0, outcome=SKIPPED, why=str(reason))
                 continue
-            self.flops[name] = predicted_flops(make_method(name, whole), whole, inputs)
+            self._check_plan(found[name])
+            if not (self.job.whole and found[name].windowed):  # steps that do not cost the same
+                self.flops[name] = predicted_flops(make_method(name, whole), whole, inputs)
         return found
+
+    def _check_plan(self, method: Method) -> None:
+        """Whether what is in the file was measured with the plan that is in its file now.
+
+        Raises:
+            ConfigError: it was another one.
+        """
+        if not method.name.startswith(PLAN):
+            return
+        cells = [cell for cell in self.file.group(self.key) if cell["method"] == method.name]
+        if any(c["outcome"] == MEASURED and c["detail"] != method.detail for c in cells):
+            raise ConfigError(
+                f"{method.name} has changed since {self.file.path} was measured; name another --out"
+            )
 
     def _warm_up(self, denoiser: Any) -> None:
         if self.target.device.type != "cpu" or self.job.warmup is not None:

@@ -13,7 +13,9 @@ from torch import nn
 
 from .._errors import BenchError, ConfigError
 from ..adapters import skeleton
+from ..adapters.families import installed_plan
 from ..adapters.inputs import denoiser_inputs
+from ..adapters.schedule import Follower, release
 from ..models.sources import need_diffusers, out_of_memory, pick_device, pick_dtype
 from ..patch import find_denoisers
 from ..scales import spatial_scale
@@ -220,7 +222,7 @@ class PictureTarget(PipelineTarget):
         fitting_size(pipe, request)
 
         def make(denoiser: Any) -> dict[str, float]:
-            with _swapped(pipe, denoiser):
+            with _swapped(pipe, denoiser), _followed(pipe, denoiser):
                 picture = sample(pipe, request, None)
             return {"denoising": picture.denoising_seconds}
 
@@ -240,6 +242,20 @@ def _swapped(pipe: Any, denoiser: Any) -> Iterator[None]:
         yield
     finally:
         setattr(pipe, name, before)
+
+
+@contextlib.contextmanager
+def _followed(pipe: Any, denoiser: Any) -> Iterator[None]:
+    """A patch that was put into a denoiser alone goes with the steps of the pipeline."""
+    plan = installed_plan(denoiser)
+    if plan is None or not plan.clocks:
+        yield
+        return
+    follower = Follower(pipe, plan.clocks)
+    try:
+        yield
+    finally:
+        release(follower.scheduler, plan.clocks)
 
 
 def open_target(job: Job) -> Target:

@@ -119,19 +119,23 @@ def bench(
         else:
             jobs, deadline = read_jobs({**ctx.params, "compile": compile_}), Deadline(minutes)
             file = CellFile(resume or out_file, resume=resume is not None)
+            before = len(file.cells)
             complete = _measure(jobs, file, deadline, as_json)
             cells = file.cells
-            failed = failures(cells)
+            failed = failures(cells[before:])
         groups = summarise(cells)
         if plot is not None:
             draw(groups, plot)
         if as_json:
-            print_json({"complete": complete, "groups": [group.to_dict() for group in groups]})
+            found = {"complete": complete, "failed": failed}
+            print_json({**found, "groups": [group.to_dict() for group in groups]})
         else:
             for group in groups:
                 _print(group)
         if plot is not None and not as_json:
             out().print(str(plot), markup=False, soft_wrap=True)
+        if failed and as_json:
+            raise typer.Exit(1)
         if failed:
             raise GenerateError(f"failed: {', '.join(failed)}; the reasons are in the table")
 

@@ -86,19 +86,22 @@ def measure(result: gen.Comparison) -> dict[str, Any]:
 def distances(dense: Sequence[Image.Image], patched: Sequence[Image.Image]) -> dict[str, Any]:
     """PSNR of all frames together, mean SSIM, and for a film both of every frame; JSON types.
 
+    Pictures of less than 11 pixels a side have no SSIM.
+
     Args:
         dense: frames, RGB.
         patched: as many, of the same size.
     """
-    psnrs, ssims = [], []
+    psnrs, ssims = list[float](), list[float]()
     for pair in zip(patched, dense, strict=True):  # one by one: a film in float64 fills memories
         image, reference = (pictures.as_tensor(frame) for frame in pair)
         psnrs.append(float(quality.psnr(image, reference)))
-        ssims.append(float(quality.ssim(image, reference)))
+        if min(image.shape[-2:]) >= quality.SSIM_WINDOW:
+            ssims.append(float(quality.ssim(image, reference)))
     error = sum(10 ** (-decibels / 10) for decibels in psnrs) / len(psnrs)
     found: dict[str, Any] = {
         "psnr_db": round(-10 * math.log10(error), 2) if error else None,
-        "ssim": round(sum(ssims) / len(ssims), 4),
+        "ssim": round(sum(ssims) / len(ssims), 4) if ssims else None,
     }
     if len(psnrs) > 1:
         found["frames"] = {
@@ -148,15 +151,16 @@ def print_comparison(result: gen.Comparison, numbers: dict[str, Any]) -> None:
 def _distance(numbers: dict[str, Any]) -> str:
     if numbers["psnr_db"] is None:
         return "equal pictures"
-    return f"PSNR {numbers['psnr_db']:.1f} dB, SSIM {numbers['ssim']:.3f}"
+    similar = "" if numbers["ssim"] is None else f", SSIM {numbers['ssim']:.3f}"
+    return f"PSNR {numbers['psnr_db']:.1f} dB{similar}"
 
 
 def _patch_name(result: gen.Comparison) -> str:
     config = result.patched.request.config
     assert config is not None, "a comparison has a patch"
-    factors = sorted({layer.factor for layer in result.summary.layers if layer.factor > 1})
-    if not factors:
+    if not result.summary.changes_anything:
         return "patched (changes nothing at this size)"
+    factors = sorted({layer.factor for layer in result.summary.layers if layer.factor > 1} or {1})
     if isinstance(config, TunedPlan):
         return f"tuned plan, factors {', '.join(map(str, factors))}"
     how = f"factor {' and '.join(map(str, factors))}, {config.anchors} anchors"

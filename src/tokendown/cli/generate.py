@@ -160,6 +160,8 @@ def remarks(pipe: Any, request: gen.Request, recorded: Any, plan: Any) -> list[s
             f"the patch changes nothing at {request.width}x{request.height}; try a larger --size, "
             "a smaller --budget, or --factor 2"
         )
+    elif plan is not None and plan.speedup_over(request.steps or 1) == 1:
+        notes.append(f"the patch is active at none of the {request.steps} steps")
     tuned = request.config if isinstance(request.config, TunedPlan) else None
     if plan is not None and tuned and not tuned.made_for(request.width, request.height):
         notes.append("the plan was not made for this size: its error was not measured here")
@@ -226,7 +228,7 @@ class _Job:
             "seed": request.seed,
             "seconds": round(picture.seconds, 3),
             "denoising_seconds": round(picture.denoising_seconds, 3),
-            "predicted_speedup": None if plan is None else round(plan.predicted_speedup, 3),
+            "predicted_speedup": None if plan is None else round(gen.speedup_of(plan, picture), 3),
         }
         self.record["images"].append(entry)
         if not self.as_json:

@@ -52,7 +52,7 @@ def politely(as_json: bool) -> Iterator[None]:
     except KeyboardInterrupt:
         code, message = INTERRUPTED, "interrupted; nothing is half-written"
     except TokendownError as error:
-        code = FAILED if isinstance(error, GenerateError) else WRONG_INPUT
+        code = exit_code(error)
         message = " ".join(str(error).split())
     except (MemoryError, RuntimeError) as error:
         if not out_of_memory(error):
@@ -64,6 +64,13 @@ def politely(as_json: bool) -> Iterator[None]:
     if as_json:
         print_json({"error": message, "exit_code": code})
     raise typer.Exit(code)
+
+
+def exit_code(error: BaseException) -> int:
+    """What the command ends with."""
+    if isinstance(error, TokendownError):
+        return FAILED if isinstance(error, GenerateError) else WRONG_INPUT
+    return INTERRUPTED
 
 
 @contextmanager

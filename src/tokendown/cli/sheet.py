@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,13 +14,13 @@ from rich.table import Table
 
 from .. import captions, pictures, quality, sheets
 from .. import generate as gen
-from .._errors import ConfigError
+from .._errors import ConfigError, TokendownError
 from ..methods import DENSE, Method, parse_method
 from ..models import builtin
 from ..summary import Summary
 from . import options as opt
 from .generate import is_random
-from .output import loading, out, politely, print_json, steps_bar, warn
+from .output import exit_code, loading, out, politely, print_json, steps_bar, warn
 
 _DEFAULT = ("paper", "auto")
 _PLAIN = ("negative_prompt", "model", "base", "lora", "steps", "guidance", "frames", "device",
@@ -94,18 +94,39 @@ def compare(
         methods = [parse_method(text) for text in names or _DEFAULT]
         requests = read_requests(ctx.params, read_prompts(prompts, prompt_file))
         weights = None if lpips is None else quality.load_lpips(lpips)
-        pipe, rows, record = _draw(requests, methods, weights)
-        files = _save(pipe, out_folder, rows, record, limit, keep)
+        drawn = _draw(requests, methods, weights)
+        files = _save(drawn, out_folder, limit, keep)
         if as_json:
-            print_json({**record, "paths": [str(path) for path in files]})
+            print_json({**drawn.record, "paths": [str(path) for path in files]})
         else:
-            _print(record, files)
+            _print(drawn.record, files)
+        if drawn.stopped is not None and as_json:  # the one document is out
+            raise typer.Exit(exit_code(drawn.stopped))
+        if drawn.stopped is not None:
+            raise drawn.stopped
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """What was made.
+
+    Attributes:
+        pipe: that made it.
+        rows: at least one.
+        record: of them.
+        stopped: what came before the last row; None if nothing did.
+    """
+
+    pipe: Any
+    rows: list[sheets.Row]
+    record: dict[str, Any]
+    stopped: BaseException | None
 
 
 def _draw(
     requests: list[gen.Request], methods: list[Method], lpips: quality.Lpips | None
-) -> tuple[Any, list[sheets.Row], dict[str, Any]]:
-    """The pipeline, the rows, and their record."""
+) -> _Drawn:
+    """All rows, or those that were finished when something came between."""
     with loading(requests[0].model):
         pipe, filled = gen.open_pipeline(requests[0])
         plans = sheets.plan(pipe, filled, methods)
@@ -115,9 +136,24 @@ def _draw(
         warn(note)
     with steps_bar(f"{len(requests) * len(plans)} pictures") as advance:
         made = sheets.make_rows(pipe, requests, list(plans), lpips=lpips, progress=advance)
-        rows = list(made)
+        rows, stopped = _finished(made)
+    if stopped is not None:
+        notes.append(f"stopped after {len(rows)} of {len(requests)} rows, which are saved")
+        warn(notes[-1])
     notes += [p.note for row in rows for p in row.pictures.values() if p.note]
-    return pipe, rows, sheets.record(pipe, plans, rows, notes)
+    return _Drawn(pipe, rows, sheets.record(pipe, plans, rows, notes), stopped)
+
+
+def _finished(made: Iterable[sheets.Row]) -> tuple[list[sheets.Row], BaseException | None]:
+    """What was made before an interruption or an error, and that, if there is anything."""
+    rows: list[sheets.Row] = []
+    try:
+        rows.extend(made)
+    except (KeyboardInterrupt, SystemExit, TokendownError) as error:
+        if not rows:
+            raise
+        return rows, error
+    return rows, None
 
 
 def read_prompts(given: Sequence[str] | None, file: Path | None) -> list[str]:
@@ -157,23 +193,24 @@ def remarks(request: gen.Request, plans: Mapping[Method, Summary | None]) -> lis
     """What the user should know before waiting."""
     notes = [builtin.RANDOM_WARNING] if is_random(request) else []
     for method, plan in plans.items():
-        if method.config is not None and plan is not None and not plan.changes_anything:
+        if method.config is None or plan is None:
+            continue
+        if not plan.changes_anything:
             notes.append(
                 f"{method.name} changes nothing at {request.width}x{request.height}: "
                 "its pictures are the dense ones"
             )
+        elif plan.speedup_over(request.steps or 1) == 1:
+            notes.append(
+                f"{method.name} is active at none of the {request.steps} steps: its pictures are "
+                "the dense ones"
+            )
     return notes
 
 
-def _save(
-    pipe: Any,
-    folder: Path,
-    rows: list[sheets.Row],
-    record: dict[str, Any],
-    limit: int,
-    keep: bool,
-) -> list[Path]:
+def _save(drawn: _Drawn, folder: Path, limit: int, keep: bool) -> list[Path]:
     """The sheet, the record, and with ``keep`` every picture: all of them or none."""
+    pipe, rows, record = drawn.pipe, drawn.rows, drawn.record
     first = rows[0].request
     foot = [
         f"{first.width} x {first.height}, steps: {first.steps}, guidance: {first.guidance}, "

@@ -59,7 +59,7 @@ def _print(result: Summary) -> None:
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("")
     for layer in result.layers:
-        table.add_row(*_row(layer), style="" if layer.factor > 1 else "dim")
+        table.add_row(*_row(layer), style="" if layer.keys_after < layer.keys_before else "dim")
     console = out()
     console.print(table)
     lines = str(result).splitlines()
@@ -71,7 +71,7 @@ def _row(layer: LayerSummary) -> tuple[str, ...]:
     name = _short(layer.name)
     if layer.grid is None:
         return name, "", "", "", "", layer.note
-    coarser = layer.factor > 1
+    coarser = layer.keys_after < layer.keys_before
     return (
         name,
         f"{layer.grid[0]}x{layer.grid[1]}",

@@ -8,11 +8,12 @@ trained networks, which are read from local files: ``scripts/fetch_metrics.py`` 
 from .frechet import INCEPTION_FILE, Inception, frechet_distance, load_inception
 from .perceptual import LPIPS_FILE, Lpips, load_lpips
 from .pixels import hpf, mse, psnr
-from .structure import gaussian_window, ms_ssim, ssim
+from .structure import SSIM_WINDOW, gaussian_window, ms_ssim, ssim
 
 __all__ = [
     "INCEPTION_FILE",
     "LPIPS_FILE",
+    "SSIM_WINDOW",
     "Inception",
     "Lpips",
     "frechet_distance",

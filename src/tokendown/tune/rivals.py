@@ -15,7 +15,7 @@ from ..adapters.skeleton import on_meta
 from ..analyze.measures import Candidate
 from ..config import AUTO_ANCHORS, PatchConfig
 from ..generate import summary_of
-from ..methods import merged
+from ..methods import finest_level, merged
 from ..patch import find_denoisers
 from ..request import Request
 from ..scales import spatial_scale
@@ -85,7 +85,8 @@ class Tome:
 
     def on(self, model: Any) -> AbstractContextManager[None]:
         """Applied to a U-Net, or that of a pipeline, for as long as the block runs."""
-        return merged(find_denoisers(model)[0], self.ratio, self.stride)
+        denoiser = find_denoisers(model)[0]
+        return merged(denoiser, self.ratio, self.stride, finest_level(denoiser))
 
 
 def tomes(pipe: Any, factor: int) -> list[Tome]:
