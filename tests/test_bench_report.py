@@ -115,13 +115,21 @@ def test_a_failed_method_is_shown_with_its_reason_and_is_no_failure_of_the_comma
 def test_a_failed_method_is_a_failed_command(tmp_path, monkeypatch):
     path = tmp_path / "a.jsonl"
     failed = cell("auto", 0, None, outcome="failed", why="ValueError: bad kernel")
-    path.write_text("".join(json.dumps(c) + "\n" for c in [CELLS[0], failed]))
-    monkeypatch.setattr("tokendown.cli.bench._measure", lambda *_: True)
+    path.write_text(json.dumps(CELLS[0]) + "\n")
+
+    def measure(jobs, file, *_):
+        file.append(failed)
+        return True
+
+    monkeypatch.setattr("tokendown.cli.bench._measure", measure)
     words = ["bench", "--shape", "sd15", "--size", "1024", "--resume", str(path)]
     shown = CliRunner().invoke(app, words)
     assert shown.exit_code == 1
     assert "auto: failed: ValueError: bad kernel" in shown.stdout
     assert shown.stderr.splitlines()[-1].startswith("error: failed: auto at sd15 1024x1024")
+    shown = CliRunner().invoke(app, [*words, "--json"])
+    assert shown.exit_code == 1
+    assert json.loads(shown.stdout)["failed"] == ["auto at sd15 1024x1024"]  # one document
 
 
 def test_what_failed_is_told_from_what_came_to_an_end_elsewhere():
