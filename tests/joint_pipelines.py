@@ -339,6 +339,12 @@ def qwen_image(kind: str, halvings: int) -> Any:
     return assemble(kind, model, vae=causal_vae("AutoencoderKLQwenImage", halvings))
 
 
+def nucleus() -> Any:
+    model = tiny_transformers.nucleus(in_channels=16, out_channels=4)
+    coder = causal_vae("AutoencoderKLQwenImage", 2)
+    return assemble("NucleusMoEImagePipeline", model, vae=coder)
+
+
 def flux2(kind: str, **tensors: Tensor) -> Case:
     pipe = assemble(kind, transformer("flux2", in_channels=16), vae=flux2_vae())
     pictures = {"image": [picture(64, 72), picture(80, 64)]}
@@ -558,6 +564,9 @@ CASES: dict[str, Callable[[], Case]] = {
     "Flux2KleinKVPipeline": lambda: flux2("Flux2KleinKVPipeline"),
     "HiDreamImagePipeline": lambda: Case(  # of at most 16 x 16 tokens, the others are padding
         "hidream", hidream(), ((1, 5, 11),), HIDREAM, {"height": 20, "width": 44}
+    ),
+    "NucleusMoEImagePipeline": lambda: Case(
+        "nucleus", nucleus(), SIZE, {**GUIDED, **QWEN_PADDING}, LARGER
     ),
     "ZImagePipeline": lambda: Case(
         "z_image", assemble("ZImagePipeline", transformer("z_image"), vae=vae()), SIZE,

@@ -500,11 +500,53 @@ class HiDream(Joint):
         return attn.to_out(out[:, :pictures]), attn.to_out_t(out[:, pictures:])
 
 
+class Nucleus(Joint):
+    """Text has keys alone, perhaps from a cache, and its own positions; heads share keys."""
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        image_rotary_emb: Any = None,
+        cached_txt_key: Tensor | None = None,
+        cached_txt_value: Tensor | None = None,
+    ) -> Tensor:
+        self.calls += 1
+        bias = self.want.log_multiplicities(self.norms)
+        index = bias.isfinite().nonzero()[:, 1].view(bias.shape[0], -1)
+        kept, (pictures, words) = pick(hidden_states, index), image_rotary_emb
+        size = _size(attn)
+        query = attn.norm_q(attn.to_q(hidden_states).unflatten(-1, (-1, size)))
+        key = attn.norm_k(attn.to_k(kept).unflatten(-1, (-1, size)))
+        query, key = rotate(query, pictures[None]), rotate(key, pick(pictures[None], index))
+        value = attn.to_v(kept).unflatten(-1, (-1, size))
+        text, its_value = cached_txt_key, cached_txt_value
+        if text is None:
+            text = attn.add_k_proj(encoder_hidden_states).unflatten(-1, (-1, size))
+            text = rotate(attn.norm_added_k(text), words[None])
+            its_value = attn.add_v_proj(encoder_hidden_states).unflatten(-1, (-1, size))
+        key, value = torch.cat([key, text], 1), torch.cat([value, its_value], 1)
+        key, value = (x.repeat_interleave(query.shape[2] // x.shape[2], 2) for x in (key, value))
+        length = text.shape[1]
+        bias = torch.cat([bias.gather(1, index), bias.new_zeros(len(bias), length)], 1)
+        if attention_mask is not None:
+            real = attention_mask[:, self.image :]
+            bias[:, -length:] = bias[:, -length:].masked_fill(~real, -1e30)
+        logits = torch.einsum("bqhd,bkhd->bhqk", query, key) / math.sqrt(size)
+        weights = (logits + bias[:, None, None].to(logits)).softmax(-1)
+        self.to_text = weights[..., -length:].sum(-1)
+        out = torch.einsum("bhqk,bkhd->bqhd", weights, value).flatten(2)
+        return attn.to_out[1](attn.to_out[0](out))
+
+
 KINDS = {
     **dict.fromkeys(BY_POSITION, Parallel),
     "Kandinsky5Attention": Kandinsky,
     "PRXAttention": ImageAsks,
     "HiDreamAttention": HiDream,
+    "NucleusMoEAttnProcessor2_0": Nucleus,
 }
 
 
@@ -582,6 +624,7 @@ WHERE: dict[str, list[tuple[str, str, str, bool]]] = {
         ("double_stream_blocks", "block.attn1", "block.norm1_i", False),
         ("single_stream_blocks", "block.attn1", "block.norm1_i", False),
     ],
+    "nucleus": [("transformer_blocks", "attn", "pre_attn_norm", False)],
     "krea2": [("transformer_blocks", "attn", "norm1", True)],
     "bria_fibo2": [
         ("noise_refiner", "attention", "attention_norm1", True),
@@ -602,7 +645,8 @@ def coarsen(model: Any, kind: str, want: Want) -> list[Joint]:
             module = reduce(lambda x, name: getattr(x, name, None), attention.split("."), block)
             if module is None:
                 continue
-            kind = KINDS.get(type(module).__name__, Joint)
+            names = type(module).__name__, type(module.processor).__name__
+            kind = next((KINDS[name] for name in names if name in KINDS), Joint)
             here = alone if path == "mode_blocks.image" else want
             processor = kind(here, text_first, module.processor)
             module.set_processor(processor)

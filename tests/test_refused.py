@@ -95,7 +95,6 @@ def test_the_reason_is_said(name, reason):
         ("JoyImageEditTransformer3DModel", "no to_k", "attn.img_attn_qkv("),
         ("SanaWMLTX2RefinerTransformer3DModel", "between calls", "key = torch.cat([*prefix_k_"),
         ("MiniMaxH3Transformer3DModel", "sound and video", "over **one packed 1-D sequence**"),
-        ("NucleusMoEImageTransformer2DModel", "by value", "num_tokens_per_expert.tolist()"),
         ("HunyuanVideoFramepackTransformer3DModel", "several sizes", "latents_clean_2x"),
         ("JoyImageEditPlusTransformer3DModel", "several sizes", "shape_list"),
         ("HeliosTransformer3DModel", "several sizes", "history_seq_len"),

@@ -728,6 +728,36 @@ def hidream(
     )
 
 
+def nucleus(
+    seed: int = 0, experts: bool = True, **options: Any
+) -> diffusers.NucleusMoEImageTransformer2DModel:
+    """Text has keys alone; four heads of queries to two of keys; experts in the second block."""
+    settings = {
+        "in_channels": 4,
+        "out_channels": 1,
+        "num_layers": 2,
+        "attention_head_dim": 8,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "joint_attention_dim": 8,
+        "axes_dims_rope": (2, 2, 4),
+        "mlp_ratio": 6.0,
+        "dense_moe_strategy": "leave_first_block_dense" if experts else "all_dense",
+        "num_experts": 3,
+        "moe_intermediate_dim": 8,
+        "capacity_factors": 1.5,
+    }
+
+    def make() -> diffusers.NucleusMoEImageTransformer2DModel:
+        model = diffusers.NucleusMoEImageTransformer2DModel(**{**settings, **options})
+        for name, weights in model.named_parameters():
+            if ".experts." in name:  # the class leaves them as they are in memory
+                nn.init.normal_(weights, std=0.2)
+        return model
+
+    return _build(make, seed)
+
+
 def krea2(seed: int = 0) -> diffusers.Krea2Transformer2DModel:
     """Text and image in one stream; four heads of queries to two of keys, and a gate behind."""
     return _build(

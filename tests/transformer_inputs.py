@@ -409,6 +409,10 @@ def _hidream(model: Any, noise: Noise, height: int, width: int, batch: int) -> d
     }
 
 
+def _nucleus(model: Any, noise: Noise, height: int, width: int, batch: int) -> dict[str, Any]:
+    return {**_qwen(model, noise, height, width, batch), "img_shapes": [(1, height, width)] * batch}
+
+
 def _krea2(model: Any, noise: Noise, height: int, width: int, batch: int) -> dict[str, Any]:
     return {
         "hidden_states": noise(batch, height * width, 4),
@@ -501,6 +505,7 @@ INPUTS: dict[str, Callable[..., dict[str, Any]]] = {
     "lumina_next": _lumina_next,
     "omnigen": _omnigen,
     "hidream": _hidream,
+    "nucleus": _nucleus,
     "krea2": _krea2,
     "bria_fibo2": _bria_fibo2,
     "flux_controlnet": _conditioned(_flux),

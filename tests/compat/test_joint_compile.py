@@ -66,6 +66,19 @@ def test_blocks_of_hidream():
     assert_near(run("hidream", model), dense)
 
 
+@pytest.mark.compat(
+    "Nucleus: compile_repeated_blocks", note="without experts, whose loop reads a tensor"
+)
+def test_blocks_of_nucleus():
+    model = tiny_transformers.nucleus(experts=False)
+    dense, want = expectations("nucleus", model)
+    model.compile_repeated_blocks(fullgraph=True, backend="eager")
+    assert_near(run("nucleus", model), dense)
+    with apply_patch(model, **PATCH):
+        assert_near(run("nucleus", model), want)
+    assert_near(run("nucleus", model), dense)
+
+
 @pytest.mark.compat("transformers: torch.compile, whole model", note="patch before compilation")
 @pytest.mark.parametrize("kind", KINDS)
 def test_whole_model_compiled_when_patched(kind):

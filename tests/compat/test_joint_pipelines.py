@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from diffusers.hooks import TextKVCacheConfig
 
 from joint_pipelines import (
     PATCH,
@@ -110,6 +111,29 @@ def test_hidream():
     assert fitting_size(hidream.pipe, request) == (44, 20)
     with pytest.raises(ConfigError, match="as 32x32 has, of this shape 44x20"):
         fitting_size(hidream.pipe, replace(request, width=88, height=40))
+
+
+@pytest.mark.compat("NucleusMoEImagePipeline", note="with guidance, experts, padded text")
+def test_nucleus():
+    assert_follows(case("NucleusMoEImagePipeline"))
+
+
+@pytest.mark.compat(
+    "NucleusMoEImagePipeline: TextKVCacheConfig", note="projections of text from an earlier step"
+)
+@pytest.mark.parametrize("first", ["cache", "patch"])
+def test_nucleus_with_cached_text(first):
+    nucleus = case("NucleusMoEImagePipeline")
+    with apply_patch(nucleus.pipe, **PATCH):
+        want = nucleus.run()
+    model = nucleus.pipe.transformer
+    steps = [lambda: model.enable_cache(TextKVCacheConfig()), lambda: apply_patch(model, **PATCH)]
+    for step in steps if first == "cache" else reversed(steps):
+        step()
+    torch.testing.assert_close(nucleus.run(), want, rtol=0, atol=1e-5 * want.abs().max().item())
+    remove_patch(model)
+    model.disable_cache()
+    assert not torch.equal(nucleus.run(), want)
 
 
 @pytest.mark.compat("Lumina2Pipeline", note="with guidance")

@@ -259,6 +259,8 @@ class JointAttention(ForwardIntercept):
         """
         image = Sequence(boxes).tokens
         text = named.get("encoder_hidden_states")
+        if text is None:
+            text = named.get("cached_txt_key")  # Nucleus: its projection, from an earlier step
         if text is named["hidden_states"]:  # Lumina 2 says so where it means itself
             text = None
         total = named["hidden_states"].shape[1] + (0 if text is None else text.shape[1])

@@ -15,7 +15,6 @@ _RENAMED = (
     "its attention modules make arguments of their processor from others, in the forward that "
     "tokendown stands in for"
 )
-_BY_VALUE = "it chooses tokens or experts by value, so that its cost is not known without weights"
 _CAUSAL = "its text sees text alone: one processor makes two attention calls, over other sequences"
 _KEYS_OF_TWO_KINDS = (
     "image tokens and text are one tensor of keys before attention is called, but the queries are "
@@ -65,7 +64,6 @@ REFUSED: dict[str, str] = {
     "Kandinsky6Transformer3DModel": _RENAMED,
     "JoyImageEditTransformer3DModel": _NAMES,
     "StableCascadeUNet": _KEYS_OF_TWO_KINDS,
-    "NucleusMoEImageTransformer2DModel": _BY_VALUE,
     "Cosmos3OmniTransformer": _CAUSAL,
     "MiniMaxH3Transformer3DModel": _STREAMS,
     "Kandinsky6SRTransformer3DModel": _BLOCK_MASK,

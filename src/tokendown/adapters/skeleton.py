@@ -81,13 +81,34 @@ class _AnyExperts(nn.Module):
 
 # Models whose last step, which computes nothing, reads sizes from a tensor.
 _READ_AT_THE_END = ("HiDreamImageTransformer2DModel",)
+
+
+class _EqualExperts(nn.Module):
+    """Experts that are given equally many tokens each.
+
+    Args:
+        module: is told how many in a tensor, and reads that.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.experts = module
+
+    def forward(self, x: Tensor, tokens_per_expert: Tensor) -> Tensor:
+        experts: Any = self.experts
+        parts = x.unflatten(0, (experts.num_experts, -1))
+        gate, up = (parts @ experts.gate_up_proj).chunk(2, -1)
+        return (gate * up @ experts.down_proj).flatten(0, 1)  # type: ignore[no-any-return]
+
+
 _STAND_INS: dict[str, Callable[[nn.Module], nn.Module]] = {
     # tables of positions
     "OmniGenSuScaledRotaryEmbedding": _OnCpu,
     "ErnieImageEmbedND3": _OnCpu,
     "Ideogram4MRoPE": _OnCpu,
-    # HiDream's
+    # mixtures of experts: HiDream's and Nucleus'
     "MOEFeedForwardSwiGLU": _AnyExperts,
+    "SwiGLUExperts": _EqualExperts,
 }
 
 

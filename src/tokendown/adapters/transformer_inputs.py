@@ -29,6 +29,7 @@ COGVIDEOX_FRAMES = 13  # latent frames of 49 frames
 COGVIEW_TOKENS = 224
 GLM_TOKENS = 64  # of the words that are to be written into a picture, in bytes
 HIDREAM_TOKENS = 128  # of T5, and of each layer of Llama; the pipeline's default
+NUCLEUS_TOKENS = 1024  # the pipeline's default
 ALLEGRO_FRAMES = 22  # latent frames of 88 frames
 MOTIF_FRAMES = 31  # latent frames of 121 frames
 IDEOGRAM_TOKENS = 2048  # padded to what the pipeline takes at most
@@ -486,6 +487,16 @@ def _hidream(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, An
     }
 
 
+def _nucleus(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, Any]:
+    rows, columns = height // 2, width // 2
+    return {
+        "hidden_states": zeros(rows * columns, config.in_channels),
+        "encoder_hidden_states": zeros(NUCLEUS_TOKENS, config.joint_attention_dim),
+        "timestep": zeros(),
+        "img_shapes": [(1, rows, columns)] * zeros.batch,
+    }
+
+
 def _krea2(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, Any]:
     image = _places(zeros, height // 2, width // 2, 3)
     text = (T5_TOKENS, config.num_text_layers, config.text_hidden_dim)
@@ -576,6 +587,7 @@ TRANSFORMERS: dict[str, Maker] = {
     "BriaFiboTransformer2DModel": _bria_fibo,
     "BriaFibo2Transformer2DModel": _bria_fibo2,
     "HiDreamImageTransformer2DModel": _hidream,
+    "NucleusMoEImageTransformer2DModel": _nucleus,
     "Krea2Transformer2DModel": _krea2,
     "SkyReelsV2Transformer3DModel": _wan,
     "ChronoEditTransformer3DModel": _wan,

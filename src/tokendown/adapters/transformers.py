@@ -217,6 +217,10 @@ ADAPTERS: dict[str, Adapter] = {
             Blocks("single_stream_blocks", "block.attn1", "block.norm1_i", text_first=False),
         ),
     ),
+    "NucleusMoEImageTransformer2DModel": Adapter(
+        ShapeGrid(),
+        (Blocks("transformer_blocks", norm="pre_attn_norm", text_first=False, text_asks=False),),
+    ),
     "Krea2Transformer2DModel": Adapter(
         JoinedIdGrid("position_ids"), (Blocks("transformer_blocks"),)
     ),
