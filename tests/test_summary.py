@@ -97,6 +97,21 @@ def test_masks_that_a_model_sorts_by_cost_the_same_without_values() -> None:
     assert found.step_flops_before == counter.get_total_flops()
 
 
+@pytest.mark.parametrize("kind", ["hidream", "nucleus"])
+@pytest.mark.parametrize("size", [(16, 16), (22, 14)], ids=str)
+def test_experts_cost_what_they_cost_with_weights(kind: str, size: tuple[int, int]) -> None:
+    """Whichever are chosen: on the CPU that is done by value, on the meta device not at all."""
+    model, (height, width) = getattr(tiny_transformers, kind)(), size
+    found = tokendown.summary(model, height=8 * height, width=8 * width)
+    with (
+        torch.no_grad(),
+        sdpa_kernel(SDPBackend.MATH),
+        FlopCounterMode(display=False) as counter,
+    ):
+        model(**denoiser_inputs(model, height, width))
+    assert found.step_flops_before == counter.get_total_flops()
+
+
 def test_published_ceilings_of_stable_diffusion() -> None:
     """FLOP ratios that a count of the published shapes gave independently (one level: 1.38 with
     the attention alone; the saved projections add a little)."""

@@ -79,10 +79,6 @@ class _AnyExperts(nn.Module):
         return mixture.shared_experts(x)  # type: ignore[no-any-return]
 
 
-# Models whose last step, which computes nothing, reads sizes from a tensor.
-_READ_AT_THE_END = ("HiDreamImageTransformer2DModel",)
-
-
 class _EqualExperts(nn.Module):
     """Experts that are given equally many tokens each.
 
@@ -101,6 +97,7 @@ class _EqualExperts(nn.Module):
         return (gate * up @ experts.down_proj).flatten(0, 1)  # type: ignore[no-any-return]
 
 
+# By the class that they stand for.
 _STAND_INS: dict[str, Callable[[nn.Module], nn.Module]] = {
     # tables of positions
     "OmniGenSuScaledRotaryEmbedding": _OnCpu,
@@ -110,6 +107,8 @@ _STAND_INS: dict[str, Callable[[nn.Module], nn.Module]] = {
     "MOEFeedForwardSwiGLU": _AnyExperts,
     "SwiGLUExperts": _EqualExperts,
 }
+# Models whose last step, which computes nothing, reads sizes from a tensor.
+_READ_AT_THE_END = ("HiDreamImageTransformer2DModel",)
 
 
 @dataclass(frozen=True)
