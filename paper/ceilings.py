@@ -49,8 +49,8 @@ CASES = (
     Case("Qwen-Image", "qwen-image", 2048, 2048),
     Case("Z-Image", "z-image", 2048, 2048),
     Case("FLUX.2 dev", "flux2", 2048, 2048),
-    Case("Wan 1.3B", "wan-1.3b", 1280, 720, 81),
-    Case("Wan 14B", "wan-14b", 1280, 720, 81),
+    *(Case("Wan 1.3B", "wan-1.3b", *size, 81) for size in ((832, 480), (1280, 720))),
+    *(Case("Wan 14B", "wan-14b", *size, 81) for size in ((832, 480), (1280, 720))),
     Case("HunyuanVideo", "hunyuan-video", 1280, 720, 129),
 )
 

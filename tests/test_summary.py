@@ -200,8 +200,11 @@ def test_a_window_is_said_and_counts_over_a_schedule() -> None:
 
 def test_a_size_that_changes_nothing_is_said() -> None:
     text = str(tokendown.summary(tiny.sd_unet(), tokendown.PatchConfig()))
-    assert text.splitlines()[-1] == "the patch changes nothing at this size"
+    last = "the patch changes nothing at this size; a smaller budget, or factor=2, would"
+    assert text.splitlines()[-1] == last
     assert "speed-up 1.00" in text
+    text = str(tokendown.summary(tiny.sd_unet(), tokendown.PatchConfig(factor=1)))
+    assert text.splitlines()[-1] == "the patch changes nothing at this size"
 
 
 def test_table_and_json_hold_the_same_numbers() -> None:
