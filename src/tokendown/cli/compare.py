@@ -176,8 +176,8 @@ def _steps(result: gen.Comparison) -> str:
 def _foot(result: gen.Comparison, numbers: dict[str, Any]) -> list[str]:
     request = result.patched.request
     return [
-        f"denoising speed-up {numbers['measured_speedup']:.2f}, predicted "
-        f"{numbers['predicted_speedup']:.2f}. {_distance(numbers)}.",
+        f"denoising speed-up {result.measured_speedup:.2f}, predicted "  # not rounded twice
+        f"{result.predicted_speedup:.2f}. {_distance(numbers)}.",
         keys_text(result.summary) or "no fewer keys",
         f"{json.dumps(request.prompt, ensure_ascii=False)}, {request.width} x {request.height}, "
         + (f"{request.frames} frames, " if request.frames is not None else "")
