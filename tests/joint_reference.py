@@ -188,6 +188,21 @@ BY_POSITION = (
 )
 
 
+def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """Weights, [batch, heads, queries, keys], and the output, [batch, queries, heads * d].
+
+    Args:
+        query: [batch, queries, heads, d].
+        key: likewise; heads of queries may share one.
+        value: likewise.
+        bias: added to the logits.
+    """
+    key, value = (x.repeat_interleave(query.shape[2] // x.shape[2], 2) for x in (key, value))
+    logits = torch.einsum("bqhd,bkhd->bhqk", query, key) / math.sqrt(query.shape[-1])
+    weights = (logits + bias.to(logits)).softmax(-1)
+    return weights, torch.einsum("bhqk,bkhd->bqhd", weights, value).flatten(2)
+
+
 class Joint:
     """A processor for one attention module of an un-patched model.
 
@@ -248,10 +263,7 @@ class Joint:
         norms = self.norms
         if norms.shape[1] > self.image:
             norms = self._split(norms, length)[1]
-        bias = self.want.log_multiplicities(norms)
-        index = bias.isfinite().nonzero()[:, 1].view(bias.shape[0], -1)
-        bias = bias.gather(1, index)
-
+        index, bias = self._kept(norms)
         given = (image_rotary_emb, rotary_emb, freqs_cis, key_rotary_emb)
         tables = next((table for table in given if table is not None), None)
         if self._split_table(attn):
@@ -270,17 +282,20 @@ class Joint:
             own = key.shape[1]
             key, value = kv_cache.get(key, value)
             bias = torch.cat([bias.new_zeros(bias.shape[0], key.shape[1] - own), bias], 1)
-        key, value = (x.repeat_interleave(query.shape[2] // x.shape[2], 2) for x in (key, value))
         if attention_mask is not None and attention_mask.shape[-1] == length:  # HunyuanVideo 1.5
             attention_mask, encoder_hidden_states_mask = None, attention_mask
         mask = self._mask(attention_mask, encoder_hidden_states_mask, index, length)
-        logits = torch.einsum("bqhd,bkhd->bhqk", query, key) / math.sqrt(query.shape[-1])
         if base_sequence_length is not None:  # Lumina: sharper the larger the picture
-            logits = logits * math.sqrt(math.log(self.image, base_sequence_length))
-        weights = (logits + bias[:, None, None].to(logits) + mask.to(logits)).softmax(-1)
+            query = query * math.sqrt(math.log(self.image, base_sequence_length))
+        weights, out = attend(query, key, value, bias[:, None, None] + mask)
         self.to_text = weights[:, :, length:, :length].sum(-1)  # of image queries
-        out = torch.einsum("bhqk,bkhd->bqhd", weights, value).flatten(2)
         return self._output(attn, out, length, pair, hidden_states)
+
+    def _kept(self, norms: Tensor) -> tuple[Tensor, Tensor]:
+        """Which image tokens, and log m of each, [batch, kept]."""
+        bias = self.want.log_multiplicities(norms)
+        index = bias.isfinite().nonzero()[:, 1].view(bias.shape[0], -1)
+        return index, bias.gather(1, index)
 
     def _split_table(self, attn: Any) -> bool:
         """Whether heads have tables of their own."""
@@ -433,8 +448,7 @@ class ImageAsks(Joint):
         image_rotary_emb: Any = None,
     ) -> Tensor:
         self.calls += 1
-        bias = self.want.log_multiplicities(self.norms)
-        index = bias.isfinite().nonzero()[:, 1].view(bias.shape[0], -1)
+        index, bias = self._kept(self.norms)
         matrices = image_rotary_emb[:, 0]  # [batch, tokens, pairs, 2, 2]
         table = torch.complex(*matrices[..., 0].double().unbind(-1))
         projected = attn.img_qkv_proj(hidden_states).unflatten(-1, (3, attn.heads, -1))
@@ -447,12 +461,11 @@ class ImageAsks(Joint):
         key = torch.cat([attn.norm_added_k(text[:, :, 0]), key], 1)
         value = torch.cat([text[:, :, 1], value], 1)
         length = text.shape[1]
-        bias = torch.cat([bias.new_zeros(len(bias), length), bias.gather(1, index)], 1)
-        logits = torch.einsum("bqhd,bkhd->bhqk", query, key) / math.sqrt(query.shape[-1])
-        logits = logits + bias[:, None, None] + self._mask(None, attention_mask, index, length)
-        weights = logits.softmax(-1).to(value)
+        bias = torch.cat([bias.new_zeros(len(bias), length), bias], 1)
+        mask = self._mask(None, attention_mask, index, length)
+        weights, out = attend(query, key, value, bias[:, None, None] + mask)
         self.to_text = weights[..., :length].sum(-1)
-        return attn.to_out[0](torch.einsum("bhqk,bkhd->bqhd", weights, value).flatten(2))
+        return attn.to_out[0](out)
 
 
 class HiDream(Joint):
@@ -467,8 +480,7 @@ class HiDream(Joint):
         image_rotary_emb: Any = None,
     ) -> Any:
         self.calls += 1
-        bias = self.want.log_multiplicities(self.norms[:, : self.image])
-        index = bias.isfinite().nonzero()[:, 1].view(bias.shape[0], -1)
+        index, bias = self._kept(self.norms[:, : self.image])
         rest = hidden_states[:, self.image :]
         kept = torch.cat([pick(hidden_states[:, : self.image], index), rest], 1)
         query, key, value = attn.to_q(hidden_states), attn.to_k(kept), attn.to_v(kept)
@@ -488,12 +500,9 @@ class HiDream(Joint):
         others = table[:, self.image :]
         key = rotate(key, torch.cat([pick(table[:, : self.image], index), others], 1))
         query = rotate(query, table)
-        bias = bias.gather(1, index)
         bias = torch.cat([bias, bias.new_zeros(len(bias), others.shape[1])], 1)
-        logits = torch.einsum("bqhd,bkhd->bhqk", query, key) / math.sqrt(query.shape[-1])
-        weights = (logits + bias[:, None, None].to(logits)).softmax(-1)
+        weights, out = attend(query, key, value, bias[:, None, None])
         self.to_text = weights[:, :, : self.image, index.shape[1] :].sum(-1)
-        out = torch.einsum("bhqk,bkhd->bqhd", weights, value).flatten(2)
         if encoder_hidden_states is None:
             return attn.to_out(out)
         pictures = hidden_states.shape[1]
@@ -514,8 +523,7 @@ class Nucleus(Joint):
         cached_txt_value: Tensor | None = None,
     ) -> Tensor:
         self.calls += 1
-        bias = self.want.log_multiplicities(self.norms)
-        index = bias.isfinite().nonzero()[:, 1].view(bias.shape[0], -1)
+        index, bias = self._kept(self.norms)
         kept, (pictures, words) = pick(hidden_states, index), image_rotary_emb
         size = _size(attn)
         query = attn.norm_q(attn.to_q(hidden_states).unflatten(-1, (-1, size)))
@@ -528,16 +536,13 @@ class Nucleus(Joint):
             text = rotate(attn.norm_added_k(text), words[None])
             its_value = attn.add_v_proj(encoder_hidden_states).unflatten(-1, (-1, size))
         key, value = torch.cat([key, text], 1), torch.cat([value, its_value], 1)
-        key, value = (x.repeat_interleave(query.shape[2] // x.shape[2], 2) for x in (key, value))
         length = text.shape[1]
-        bias = torch.cat([bias.gather(1, index), bias.new_zeros(len(bias), length)], 1)
+        bias = torch.cat([bias, bias.new_zeros(len(bias), length)], 1)
         if attention_mask is not None:
             real = attention_mask[:, self.image :]
             bias[:, -length:] = bias[:, -length:].masked_fill(~real, -1e30)
-        logits = torch.einsum("bqhd,bkhd->bhqk", query, key) / math.sqrt(size)
-        weights = (logits + bias[:, None, None].to(logits)).softmax(-1)
+        weights, out = attend(query, key, value, bias[:, None, None])
         self.to_text = weights[..., -length:].sum(-1)
-        out = torch.einsum("bhqk,bkhd->bqhd", weights, value).flatten(2)
         return attn.to_out[1](attn.to_out[0](out))
 
 
