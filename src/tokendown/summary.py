@@ -153,7 +153,7 @@ class Summary:
             foot += f" where all is active, {self.speedup_over(_LONG):.2f} over a whole schedule"
         if self.config is not None and not self.changes_anything:
             foot += "\nthe patch changes nothing at this size"
-            if any(layer.note.startswith("at most") for layer in self.layers):
+            if "budget" in self.config and self.config["factor"] is None:
                 foot += "; a smaller budget, or factor=2, would"
         return foot
 

@@ -57,8 +57,8 @@ def stand_in(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 def rotates(name: str) -> bool:
     """Whether a function is one of those by its name: ``apply_split_rotary_emb``, for example."""
-    # Allegro's takes tables by axis and looks positions up in them
     name = name.lstrip("_")
+    # Allegro's takes tables by axis and looks positions up in them
     return name.startswith("apply_") and "rotary_emb" in name and not name.endswith("_allegro")
 
 

@@ -13,8 +13,6 @@ from .methods import DEFAULT, DENSE, check_name
 from .shapes import find_shape
 
 COMPILE = ("no", "blocks", "model", "graph")
-
-
 _LEAST = {"rounds": 1, "batch": 1, "steps": 1, "blocks": 1, "warmup": 0}
 
 

@@ -77,10 +77,12 @@ def run(
     started = datetime.now(timezone.utc).isoformat(timespec="seconds")
     for job in jobs:
         target = open_target(job)
-        for size in target.sizes:
-            target.latent(*size)  # raises before the first is measured
-        for width, height in target.sizes:
-            if not _Group(target, width, height, file, report, started).run(deadline or Deadline()):
+        groups = [_Group(target, *size, file, report, started) for size in target.sizes]
+        for group in groups:
+            if group.pending():  # else its model is not needed
+                target.latent(group.width, group.height)  # raises before the first is measured
+        for group in groups:
+            if not group.run(deadline or Deadline()):
                 return False
         del target
         gc.collect()

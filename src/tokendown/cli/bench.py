@@ -20,7 +20,7 @@ from ..bench.report import COLUMNS, Group, remarks, seconds_of, seconds_text, su
 from ..bench.run import Deadline, run
 from . import options as opt
 from .generate import busy
-from .output import err, hushed, out, politely, print_json, warn
+from .output import end_with, err, hushed, out, politely, print_json, warn
 
 _WHAT, _HOW, _FILES = "What is measured", "How", "Files"
 _PLAIN = ("shape", "whole", "rounds", "batch", "steps", "dtype", "device", "backend", "compile",
@@ -134,10 +134,9 @@ def bench(
                 _print(group)
         if plot is not None and not as_json:
             out().print(str(plot), markup=False, soft_wrap=True)
-        if failed and as_json:
-            raise typer.Exit(1)
         if failed:
-            raise GenerateError(f"failed: {', '.join(failed)}; the reasons are in the table")
+            reasons = f"failed: {', '.join(failed)}; the reasons are in the table"
+            end_with(GenerateError(reasons), as_json)
 
 
 def read_jobs(given: Mapping[str, Any]) -> list[Job]:

@@ -7,7 +7,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -71,6 +71,13 @@ def exit_code(error: BaseException) -> int:
     if isinstance(error, TokendownError):
         return FAILED if isinstance(error, GenerateError) else WRONG_INPUT
     return INTERRUPTED
+
+
+def end_with(error: BaseException, as_json: bool) -> NoReturn:
+    """Ends a command that has printed what there is, and as JSON nothing more."""
+    if as_json:
+        raise typer.Exit(exit_code(error))
+    raise error
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from ..models import builtin
 from ..summary import Summary
 from . import options as opt
 from .generate import is_random
-from .output import exit_code, loading, out, politely, print_json, steps_bar, warn
+from .output import end_with, loading, out, politely, print_json, steps_bar, warn
 
 _DEFAULT = ("paper", "auto")
 _PLAIN = ("negative_prompt", "model", "base", "lora", "steps", "guidance", "frames", "device",
@@ -100,10 +100,8 @@ def compare(
             print_json({**drawn.record, "paths": [str(path) for path in files]})
         else:
             _print(drawn.record, files)
-        if drawn.stopped is not None and as_json:  # the one document is out
-            raise typer.Exit(exit_code(drawn.stopped))
         if drawn.stopped is not None:
-            raise drawn.stopped
+            end_with(drawn.stopped, as_json)
 
 
 @dataclass(frozen=True)
