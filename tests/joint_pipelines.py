@@ -204,6 +204,17 @@ def film_vae(kind: str) -> Any:
     )  # fmt: skip
 
 
+def mochi_vae() -> Any:
+    """Eight pixels a latent pixel, six frames a latent frame."""
+    return tiny._build(
+        lambda: diffusers.AutoencoderKLMochi(
+            latent_channels=4, encoder_block_out_channels=(32,) * 4, layers_per_block=(1,) * 5,
+            decoder_block_out_channels=(32,) * 4, latents_mean=None, latents_std=None,
+            add_attention_block=(False,) * 5,
+        )
+    )  # fmt: skip
+
+
 def cosmos_vae() -> Any:
     """Four pixels a latent pixel, four frames a latent frame."""
     return tiny._build(
@@ -621,6 +632,10 @@ CASES: dict[str, Callable[[], Case]] = {
             "CogVideoXImageToVideoPipeline", transformer("cogvideox", in_channels=8),
             vae=film_vae("AutoencoderKLCogVideoX"), **schedule(),
         ), FILM, GUIDED, {**HUNYUAN, "image": picture(96, 128)},
+    ),
+    "MochiPipeline": lambda: Case(
+        "mochi", assemble("MochiPipeline", transformer("mochi"), vae=mochi_vae()),
+        FILM, {**GUIDED, **PADDING}, film(13, 16),
     ),
     "CogView3PlusPipeline": lambda: Case(
         "cogview3",

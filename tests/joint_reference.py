@@ -546,12 +546,47 @@ class Nucleus(Joint):
         return attn.to_out[1](attn.to_out[0](out))
 
 
+class Mochi(Joint):
+    """Every sample on its own, with the text that counts; heads have positions of their own."""
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor,
+        attention_mask: Tensor,
+        image_rotary_emb: Any = None,
+    ) -> Any:
+        self.calls += 1
+        table = torch.complex(*(part.double().flatten(1) for part in image_rotary_emb))
+        outputs, self.to_text = [], []
+        samples = zip(hidden_states, encoder_hidden_states, attention_mask, self.norms, strict=True)
+        for image, text, counts, norms in samples:
+            bias = self.want.log_multiplicities(norms[None])
+            index = bias[0].isfinite().nonzero()[:, 0]
+            query, _, _ = self._heads(attn, image[None], table[None])
+            _, key, value = self._heads(attn, image[None, index], table[None, index])
+            words = self._heads(attn, text[None, counts.bool()], None, "add")
+            query, key, value = (
+                torch.cat(both, 1) for both in zip((query, key, value), words, strict=True)
+            )
+            bias = torch.cat([bias[:, index], bias.new_zeros(1, words[0].shape[1])], 1)
+            weights, out = attend(query, key, value, bias[:, None, None])
+            self.to_text.append(weights[:, :, : self.image, len(index) :].sum(-1))
+            missing = len(counts) - words[0].shape[1]
+            outputs.append(torch.cat([out, out.new_zeros(1, missing, out.shape[-1])], 1))
+        out, self.to_text = torch.cat(outputs), torch.cat(self.to_text)
+        image, text = out[:, : self.image], out[:, self.image :]
+        return attn.to_out[0](image), attn.to_add_out(text) if hasattr(attn, "to_add_out") else text
+
+
 KINDS = {
     **dict.fromkeys(BY_POSITION, Parallel),
     "Kandinsky5Attention": Kandinsky,
     "PRXAttention": ImageAsks,
     "HiDreamAttention": HiDream,
     "NucleusMoEAttnProcessor2_0": Nucleus,
+    "MochiAttention": Mochi,
 }
 
 
@@ -611,6 +646,7 @@ WHERE: dict[str, list[tuple[str, str, str, bool]]] = {
     "cosmos": _ATTN1,
     "cosmos_controlnet": [("control_blocks", "attn1", "norm1", True)],
     "allegro": _ATTN1,
+    "mochi": [("transformer_blocks", "attn1", "norm1", False)],
     "cogview3": _ATTN1,
     "cogview4": _ATTN1,
     "glm_image": _ATTN1,
@@ -654,7 +690,7 @@ def coarsen(model: Any, kind: str, want: Want) -> list[Joint]:
             kind = next((KINDS[name] for name in names if name in KINDS), Joint)
             here = alone if path == "mode_blocks.image" else want
             processor = kind(here, text_first, module.processor)
-            module.set_processor(processor)
+            module.processor = processor
             before = attrgetter(norm)(block) if norm else block
             before.register_forward_pre_hook(processor.note_norms, with_kwargs=True)
             processors.append(processor)

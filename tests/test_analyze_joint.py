@@ -65,7 +65,7 @@ def test_the_error_of_a_layer_is_that_of_the_patched_module(kind):
 
 
 @pytest.mark.parametrize(
-    "kind", ["flux", "sd35", "hunyuan_video", "lumina2", "hunyuan_video_15", "prx"]
+    "kind", ["flux", "sd35", "hunyuan_video", "lumina2", "hunyuan_video_15", "prx", "mochi"]
 )
 def test_what_goes_to_text_is_that_of_the_written_out_softmax(kind):
     model = copy.deepcopy(built(kind))
@@ -83,6 +83,32 @@ def test_what_goes_to_text_is_that_of_the_written_out_softmax(kind):
             assert "text" not in probes[name].calls[0]
 
 
+@pytest.mark.parametrize("missing", [0, 2])
+def test_attention_of_one_sample_after_another(missing):
+    """Mochi: text that a sample lacks has no key, and what it asks is looked at in no sample."""
+    model, arguments = built("mochi"), tiny_transformers.inputs("mochi", built("mochi"), *SIZE)
+    mask = arguments["encoder_attention_mask"].fill_(1)
+    mask[0, mask.shape[1] - missing :] = 0
+    with Probe(model, CANDIDATES, EVERY) as probe, torch.no_grad():
+        model(**arguments)
+    outputs = []
+    attention = model.get_submodule(probe.layers[0].layer.name)
+    handle = attention.register_forward_hook(lambda _, __, output: outputs.append(output))
+    with torch.no_grad():
+        model(**arguments)
+        for candidate in CANDIDATES:
+            with apply_patch(model, factor=candidate.factor, anchors=candidate.anchors):
+                model(**arguments)
+    handle.remove()
+    dense, *patched = (
+        torch.cat([image.flatten(), text[:, : mask.shape[1] - missing].flatten()])
+        for image, text in outputs
+    )
+    for candidate, output in zip(CANDIDATES, patched, strict=True):
+        want = float((output - dense).square().sum() / dense.square().sum())
+        assert probe.layers[0].errors[0][candidate] == pytest.approx(want, rel=1e-6)
+
+
 def test_a_sample_of_queries_looks_at_text_as_densely():
     tokens = SIZE[0] * SIZE[1]
     probe = probe_of("flux", tokens // 2).layers[0]
@@ -93,7 +119,7 @@ def test_a_sample_of_queries_looks_at_text_as_densely():
         assert probe.errors[0][candidate] != want[candidate]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, "mochi"])
 def test_looking_on_changes_nothing_and_leaves_no_trace(kind):
     model = getattr(tiny_transformers, kind)()
     before, dense = traces(model), run(kind, model, SIZE)

@@ -40,6 +40,7 @@ VIDEO = [
     "cosmos_controlnet",
     "anyflow",
     "allegro",
+    "mochi",
     "motif_video",
     "motif_decoder",
 ]

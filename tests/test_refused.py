@@ -70,7 +70,8 @@ def test_every_adapter_is_tested():
 
 
 @pytest.mark.parametrize(
-    ("name", "reason"), [("SanaTransformer2DModel", "linear"), ("MochiTransformer3DModel", "once")]
+    ("name", "reason"),
+    [("SanaTransformer2DModel", "linear"), ("HeliosTransformer3DModel", "several sizes")],
 )
 def test_the_reason_is_said(name, reason):
     model = type(name, (nn.Module,), {})()
@@ -82,7 +83,6 @@ def test_the_reason_is_said(name, reason):
 @pytest.mark.parametrize(
     ("name", "part", "evidence"),
     [
-        ("MochiTransformer3DModel", "once a sample", ""),
         ("AnyFlowFARTransformer3DModel", "between calls", "kv_cache"),
         ("QwenImage21Transformer2DModel", "between calls", "KV cache"),
         ("WanAnimate2Transformer3DModel", "between calls", "The KV cache is empty"),

@@ -603,6 +603,27 @@ def allegro(seed: int = 0) -> diffusers.AllegroTransformer3DModel:
     )
 
 
+def mochi(seed: int = 0, **options: Any) -> diffusers.MochiTransformer3DModel:
+    """Heads have tables of their own, samples as much text as counts; the last block drops text."""
+    settings = {
+        "num_attention_heads": 2,
+        "attention_head_dim": 8,
+        "num_layers": 2,
+        "pooled_projection_dim": 16,
+        "in_channels": 4,
+        "text_embed_dim": 8,
+        "time_embed_dim": 8,
+        "max_sequence_length": TEXT,
+    }
+
+    def make() -> diffusers.MochiTransformer3DModel:
+        model = diffusers.MochiTransformer3DModel(**{**settings, **options})
+        nn.init.normal_(model.pos_frequencies, std=0.1)  # zeros before they are trained
+        return model
+
+    return _build(make, seed)
+
+
 def cosmos_controlnet(seed: int = 0) -> diffusers.CosmosControlNetModel:
     """Cosmos's blocks; control and latent are added up at the first."""
     _stand_in_for_torchvision()

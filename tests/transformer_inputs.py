@@ -363,6 +363,15 @@ def _allegro(model: Any, noise: Noise, height: int, width: int, batch: int) -> d
     }
 
 
+def _mochi(model: Any, noise: Noise, height: int, width: int, batch: int) -> dict[str, Any]:
+    return {
+        "hidden_states": noise(batch, 4, FRAMES, 2 * height, 2 * width),
+        "encoder_hidden_states": noise(batch, TEXT, 8),
+        "encoder_attention_mask": padded_text(batch),
+        "timestep": torch.full((batch,), 500),
+    }
+
+
 def _cosmos_controlnet(
     model: Any, noise: Noise, height: int, width: int, batch: int
 ) -> dict[str, Any]:
@@ -500,6 +509,7 @@ INPUTS: dict[str, Callable[..., dict[str, Any]]] = {
     "lumina2": _lumina2,
     "anyflow": _anyflow,
     "allegro": _allegro,
+    "mochi": _mochi,
     "motif_video": _motif,
     "motif_decoder": _motif,
     "lumina_next": _lumina_next,

@@ -79,6 +79,18 @@ def test_blocks_of_nucleus():
     assert_near(run("nucleus", model), dense)
 
 
+@pytest.mark.compat("Mochi: torch.compile of its blocks", note="its loop over samples breaks them")
+def test_blocks_of_mochi():
+    model = tiny_transformers.mochi()
+    dense, want = expectations("mochi", model)
+    for block in model.transformer_blocks:
+        block.compile(backend="eager")
+    assert_near(run("mochi", model), dense)
+    with apply_patch(model, **PATCH):
+        assert_near(run("mochi", model), want)
+    assert_near(run("mochi", model), dense)
+
+
 @pytest.mark.compat("transformers: torch.compile, whole model", note="patch before compilation")
 @pytest.mark.parametrize("kind", KINDS)
 def test_whole_model_compiled_when_patched(kind):

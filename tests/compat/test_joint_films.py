@@ -168,6 +168,11 @@ def test_cogvideox(kind):
     assert_follows(case(kind))
 
 
+@pytest.mark.compat("MochiPipeline", note="with guidance, each sample with its own text")
+def test_mochi():
+    assert_follows(case("MochiPipeline"))
+
+
 @pytest.mark.compat("CosmosTextToWorldPipeline", note="with guidance; a stand-in for its guardrail")
 def test_cosmos():
     assert_follows(case("CosmosTextToWorldPipeline"))

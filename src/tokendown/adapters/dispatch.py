@@ -66,6 +66,36 @@ class Call:
         return self.keep(_once(given), given.ndim - 1)
 
 
+class CallBySample(Call):
+    """One run of a processor that calls attention once a sample, with its valid text alone (Mochi).
+
+    Args:
+        sequence: of every sample with all of its text, which is behind the image tokens.
+        counted: whether kept keys count as often as they stand for a token.
+        samples: how many there are.
+    """
+
+    def __init__(self, sequence: Sequence, counted: bool, samples: int) -> None:
+        super().__init__(sequence, counted)
+        self.whole = sequence
+        self.waiting = list(range(samples))
+
+    def claims(self, key: Tensor, value: Tensor, dim: int) -> bool:
+        text = self._text(key, dim)
+        return not self.done and 0 <= text <= self.whole.after and text == self._text(value, dim)
+
+    def _text(self, x: Tensor, dim: int) -> int:
+        """How many tokens of text are behind kept image tokens."""
+        return x.shape[dim] - self.whole.image_only().kept
+
+    def begin(self, inputs: Inputs) -> None:
+        sequence = self.whole.image_only(self._text(inputs.key, inputs.dim))
+        sample = self.waiting.pop(0)
+        self.sequence = sequence.samples()[sample] if sequence.anchors is not None else sequence
+        if not self.waiting:
+            super().begin(inputs)
+
+
 def _once(mask: Tensor) -> Tensor:
     """[batch, heads, queries, keys] -> 1 where it is only expanded: keeping keys would copy it."""
     for dim in range(1, mask.ndim - 1):

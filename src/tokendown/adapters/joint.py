@@ -21,7 +21,7 @@ from .._errors import GridError, UnsupportedModelError
 from ..grid import Grid
 from ..sequence import Box, Sequence
 from .classic import why_dense
-from .dispatch import Call, current
+from .dispatch import Call, CallBySample, current
 from .intercept import ForwardIntercept, holders, intercepts
 from .plan import Layer, Plan, Rule
 from .rebind import rebound, rotates_in_reach
@@ -40,6 +40,7 @@ class JointLayer(Layer):
         selects_first: whether keys and values have projections of their own.
         references: whether reference pictures are in its sequence, where there are any.
         text_asks: whether exact tokens have queries, not keys alone.
+        by_sample: whether attention is called once a sample, with its valid text alone.
     """
 
     text_first: bool = False
@@ -48,6 +49,7 @@ class JointLayer(Layer):
     selects_first: bool = True
     references: bool = True
     text_asks: bool = True
+    by_sample: bool = False
 
 
 @dataclass(eq=False)
@@ -340,8 +342,12 @@ class JointKeys(JointAttention):
         assert self.layer.rule is not None, "installed on layers with a rule only"
         rotated = self.layer.rotary is not None and named.get(self.layer.rotary) is not None
         view = View(self.owner, sequence, spread=rotated and not self.rotates_kept)
-        keys = sequence.behind(cached(named))
-        return self.process_as(view, named, Call(keys, self.layer.rule.multiplicity))
+        keys, counted = sequence.behind(cached(named)), self.layer.rule.multiplicity
+        if self.layer.by_sample:
+            call: Call = CallBySample(keys, counted, len(named["hidden_states"]))
+        else:
+            call = Call(keys, counted)
+        return self.process_as(view, named, call)
 
 
 def needs_all(named: dict[str, Any]) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 _LINEAR = "its self-attention is linear in the number of tokens: there is nothing to save"
 _SOUND = "its tokens are sound, not pictures"
 _NO_SELF_ATTENTION = "it has no self-attention over an image grid"
-_PER_SAMPLE = "its processor calls attention once a sample, over the valid tokens only"
 _STREAMS = "its attention joins tokens of sound and video"
 _HISTORY = "its sequence holds frames of several sizes, which no grid source describes yet"
 _CACHE = "its processor keeps keys and values of its own between calls"
@@ -56,7 +55,6 @@ REFUSED: dict[str, str] = {
     "HunyuanDiT2DMultiControlNetModel": "it is a list of ControlNets; patch those, or the pipeline",
     # attention out of reach
     "ZImageControlNetModel": _BORROWS,
-    "MochiTransformer3DModel": _PER_SAMPLE,
     "AnyFlowFARTransformer3DModel": _CACHE,
     "QwenImage21Transformer2DModel": _CACHE,
     "WanAnimate2Transformer3DModel": _CACHE,

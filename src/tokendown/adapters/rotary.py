@@ -64,9 +64,12 @@ def rotates(name: str) -> bool:
 
 def _for_kept_keys(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     def rotate(x: Tensor, table: Any, *args: Any, **kwargs: Any) -> Tensor:
-        call, length = current.call, _length(table)
+        call = current.call
+        if call is None:
+            return function(x, table, *args, **kwargs)
+        length = _length(table, call.sequence)
         # tokens are before or behind heads; not "in", for the compiler has symbolic sizes
-        if call is None or any(size == length for size in x.shape[1:-1]):
+        if any(size == length for size in x.shape[1:-1]):
             return function(x, table, *args, **kwargs)
         rows = _kept_rows(call.sequence, table)
         if rows is not None:
@@ -79,26 +82,38 @@ def _for_kept_keys(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return rotate
 
 
-def _length(table: Any) -> int:
+def _length(table: Any, sequence: Sequence) -> int:
     """Positions of a table, or of each of several."""
     while isinstance(table, tuple | list):
         table = table[0]
-    return int(table.shape[_tokens(table)])
+    return int(table.shape[_tokens(table, sequence)])
 
 
-def _tokens(table: Tensor) -> int:
-    """The dimension of positions: [tokens, d], [batch, tokens, d], or [batch, tokens, 1, d]."""
+def _tokens(table: Tensor, sequence: Sequence) -> int:
+    """The dimension of positions: [tokens, d], [batch, tokens, d], [batch, tokens, 1, d], or
+    [tokens, heads, d] (Mochi).
+    """
+    if table.ndim == 3 and not _counts(table.shape[1], sequence):
+        return 0 if _counts(table.shape[0], sequence) else 1
     return table.ndim - (3 if table.ndim == 4 and table.shape[2] == 1 else 2)
+
+
+def _counts(size: int, sequence: Sequence) -> bool:
+    """Whether so many are all tokens, or those of the images."""
+    return size == sequence.tokens or size == sequence.image_tokens
 
 
 def _kept_rows(sequence: Sequence, table: Any) -> Any:
     """The rows of kept tokens, or None where they differ among samples and a table cannot."""
-    part = sequence if _length(table) == sequence.tokens else sequence.image_only()
+    part = sequence if _length(table, sequence) == sequence.tokens else sequence.image_only()
     if isinstance(table, tuple | list):
         rows = [_kept_rows(part, one) for one in table]
         return None if rows[0] is None else tuple(rows)
-    if table.ndim > 2:
-        return part.take(table, _tokens(table))
+    tokens = _tokens(table, sequence)
+    if tokens > 0:
+        return part.take(table, tokens)
+    if table.ndim == 3:
+        return part.take(table[None], 1)  # [batch, kept, heads, d]
     if part.anchors is not None and len(part.anchors) > 1:
         return None
     return part.take(table[None], 1)[0]

@@ -60,6 +60,17 @@ class _OnCpu(nn.Module):
         return tuple(part.to("meta") for part in found)
 
 
+def _without_autocast(rope: Any) -> nn.Module:
+    """Mochi's table, in the dtype of its positions: autocast does not know meta."""
+
+    def create(frequencies: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
+        angles = torch.einsum("nd,dhf->nhf", places, frequencies)
+        return angles.cos(), angles.sin()
+
+    rope._create_rope = create
+    return rope  # type: ignore[no-any-return]
+
+
 class _AnyExperts(nn.Module):
     """A mixture of experts in which every token has equally many: which ones costs the same.
 
@@ -103,6 +114,7 @@ _STAND_INS: dict[str, Callable[[nn.Module], nn.Module]] = {
     "OmniGenSuScaledRotaryEmbedding": _OnCpu,
     "ErnieImageEmbedND3": _OnCpu,
     "Ideogram4MRoPE": _OnCpu,
+    "MochiRoPE": _without_autocast,
     # mixtures of experts: HiDream's and Nucleus'
     "MOEFeedForwardSwiGLU": _AnyExperts,
     "SwiGLUExperts": _EqualExperts,

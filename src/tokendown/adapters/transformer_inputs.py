@@ -30,6 +30,8 @@ COGVIEW_TOKENS = 224
 GLM_TOKENS = 64  # of the words that are to be written into a picture, in bytes
 HIDREAM_TOKENS = 128  # of T5, and of each layer of Llama; the pipeline's default
 NUCLEUS_TOKENS = 1024  # the pipeline's default
+MOCHI_TOKENS = 256
+MOCHI_FRAMES = 28  # latent frames of 163 frames
 ALLEGRO_FRAMES = 22  # latent frames of 88 frames
 MOTIF_FRAMES = 31  # latent frames of 121 frames
 IDEOGRAM_TOKENS = 2048  # padded to what the pipeline takes at most
@@ -387,6 +389,16 @@ def _cosmos_controlnet(config: Any, zeros: Zeros, height: int, width: int) -> di
     }
 
 
+def _mochi(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, Any]:
+    """All text is valid: each sample attends to its own."""
+    return {
+        "hidden_states": zeros(config.in_channels, zeros.asked or MOCHI_FRAMES, height, width),
+        "encoder_hidden_states": zeros(MOCHI_TOKENS, config.text_embed_dim),
+        "encoder_attention_mask": zeros.mask(MOCHI_TOKENS),
+        "timestep": zeros(),
+    }
+
+
 def _allegro(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, Any]:
     return {
         "hidden_states": zeros(config.in_channels, zeros.asked or ALLEGRO_FRAMES, height, width),
@@ -601,6 +613,7 @@ TRANSFORMERS: dict[str, Maker] = {
     "CosmosTransformer3DModel": _cosmos,
     "CosmosControlNetModel": _cosmos_controlnet,
     "AllegroTransformer3DModel": _allegro,
+    "MochiTransformer3DModel": _mochi,
     "CogView3PlusTransformer2DModel": _cogview,
     "CogView4Transformer2DModel": _cogview,
     "GlmImageTransformer2DModel": _glm_image,

@@ -57,6 +57,7 @@ class Blocks:
         rotary_inside: what the processor calls those positions, where it is another name.
         tokens_first: whether the norm is given [tokens, batch, channels].
         text_asks: whether text has queries, not keys alone.
+        by_sample: whether attention is called once a sample, with its valid text alone.
     """
 
     path: str
@@ -68,6 +69,7 @@ class Blocks:
     rotary_inside: str | None = None
     tokens_first: bool = False
     text_asks: bool = True
+    by_sample: bool = False
 
 
 @dataclass(frozen=True)
@@ -197,6 +199,10 @@ ADAPTERS: dict[str, Adapter] = {
     ),
     "AllegroTransformer3DModel": Adapter(
         LatentGrid(frames=-3), (Blocks("transformer_blocks", "attn1"),)
+    ),
+    "MochiTransformer3DModel": Adapter(
+        LatentGrid(frames=-3),
+        (Blocks("transformer_blocks", "attn1", text_first=False, by_sample=True),),
     ),
     "CogView3PlusTransformer2DModel": Adapter(
         LatentGrid(), (Blocks("transformer_blocks", "attn1"),)
@@ -401,6 +407,7 @@ def make_plan(model: nn.Module, adapter: Adapter, config: Options | None) -> Joi
                 references=blocks.references,
                 tokens_first=blocks.tokens_first,
                 text_asks=blocks.text_asks,
+                by_sample=blocks.by_sample,
                 selects_first=key is not None,
                 key_width=_inner_dim(attention) if key is None else key.out_features,
             )

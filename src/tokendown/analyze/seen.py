@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from ..adapters import dispatch
 from ..adapters.joint import JointAttention, JointLayer, JointPlan
@@ -85,8 +86,9 @@ class JointCall(Call):
         sequence, count = self.sequence, self.sequence.image_tokens
         before, total = sequence.before, sequence.tokens
         image = sample_queries(count, queries)
-        if query.shape[2] == total:
-            text = torch.cat([torch.arange(before), torch.arange(before + count, total)])
+        asking = query.shape[2]
+        if asking > count:
+            text = torch.cat([torch.arange(before), torch.arange(before + count, asking)])
             text = text[sample_queries(len(text), -(-len(text) * len(image) // count))]
             rows = torch.cat([image + before, text]).to(query.device)
         else:  # text has keys alone
@@ -139,17 +141,52 @@ def _project(attention: Any, name: str, rows: Tensor) -> Tensor:
     return out
 
 
-class Look(dispatch.Call):
+class Look(NamedTuple):
+    """The attention of a layer, as it was called."""
+
+    sequence: Sequence
+    inputs: dispatch.Inputs
+
+
+class _Watch(dispatch.Call):
     """Keeps what goes into the attention call, and drops no key."""
 
     inputs: dispatch.Inputs
 
-    def __init__(self, sequence: Sequence) -> None:
-        super().__init__(sequence, counted=False)
-
     def begin(self, inputs: dispatch.Inputs) -> None:
         super().begin(inputs)
         self.inputs = inputs
+
+    def look(self) -> Look:
+        return Look(self.sequence, self.inputs)
+
+
+class _WatchBySample(dispatch.CallBySample):
+    """The same where there is a call for each sample."""
+
+    def __init__(self, sequence: Sequence, counted: bool, samples: int) -> None:
+        super().__init__(sequence, counted, samples)
+        self.inputs: list[dispatch.Inputs] = []
+
+    def begin(self, inputs: dispatch.Inputs) -> None:
+        super().begin(inputs)
+        self.inputs.append(inputs)
+
+    def look(self) -> Look:
+        """As one call: text that a sample lacks is masked, and asks in none of them."""
+        parts = [[x.transpose(2, each.dim) for x in each[:3]] for each in self.inputs]
+        lengths = torch.tensor([key.shape[2] for _, key, _ in parts])
+        least, most = int(lengths.min()), int(lengths.max())
+        query = torch.cat([query[:, :, :least] for query, _, _ in parts])
+        key, value = (
+            torch.cat([functional.pad(x, (0, 0, 0, most - x.shape[2])) for x in those])
+            for those in list(zip(*parts, strict=True))[1:]
+        )
+        mask = None
+        if least < most:
+            mask = (torch.arange(most) < lengths[:, None])[:, None, None].to(key.device)
+        sequence = self.whole.image_only(most - self.whole.image_tokens)
+        return Look(sequence, dispatch.Inputs(query, key, value, mask, self.inputs[0].scale, 2))
 
 
 class Onlooker(JointAttention):
@@ -174,9 +211,15 @@ class Onlooker(JointAttention):
 
     def run(self, *args: Any, **kwargs: Any) -> Any:
         named = self.named(args, kwargs)
-        look = Look(self.among(self.boxes(), named))
-        result = self.process_as(self.owner, named, look)
-        self.note(named["hidden_states"], look)
+        sequence = self.among(self.boxes(), named)
+        hidden: Tensor = named["hidden_states"]
+        watch = (
+            _WatchBySample(sequence, False, len(hidden))
+            if self.layer.by_sample
+            else _Watch(sequence, False)
+        )
+        result = self.process_as(self.owner, named, watch)
+        self.note(hidden, watch.look())
         return result
 
 
