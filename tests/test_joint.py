@@ -389,12 +389,12 @@ def test_ranks_do_not_share_a_film_with_the_frames_of_its_conditions(conditions)
         model(**arguments)
         plan = installed_plan(model)
         assert (plan.shapes, plan.others) == (((3, 3, 4),), conditions)
-        assert plan.boxes(plan.layers[0], 1)
+        assert plan.boxes(plan.layers[0], plan.shapes, 1)
         if conditions:
             with pytest.raises(GridError, match="12 tokens of conditions"):
-                plan.boxes(plan.layers[0], 3)
+                plan.boxes(plan.layers[0], plan.shapes, 3)
         else:
-            assert plan.boxes(plan.layers[0], 3)[0].tokens == 12
+            assert plan.boxes(plan.layers[0], plan.shapes, 3)[0].tokens == 12
 
 
 def test_captions_of_several_lengths_in_a_batch_are_refused():

@@ -261,7 +261,7 @@ def layer_at(plan: Plan, layer: Layer, cost: Cost) -> LayerSummary:
     factor = layer.factor(seen.grid)
     if isinstance(layer, JointLayer) and isinstance(cost.plan, JointPlan):
         assert isinstance(plan, JointPlan)
-        boxes = plan.boxes(layer, shapes=cost.plan.shapes)
+        boxes = plan.boxes(layer, cost.plan.shapes)
         image, keys = joint_tokens(boxes, rule.anchors if rule else 0)
         queries = seen.tokens if layer.text_asks else image
         before, after = (

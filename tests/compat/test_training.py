@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from tests import tiny, tiny_transformers
@@ -55,26 +57,37 @@ def test_gradients_flow(checkpointing, patched_first):
     assert all(torch.equal(again[key], dense[key]) for key in dense)
 
 
-def gradients_of_two(unet, *sizes) -> dict[str, torch.Tensor]:
+def inputs_of(kind, model, size) -> dict[str, Any]:
+    """Of the tiny U-Net or of a tiny transformer."""
+    if kind == "unet":
+        return tiny.inputs(model, *size)
+    return tiny_transformers.inputs(kind, model, *size)
+
+
+def gradients_of_two(kind, model, *sizes) -> dict[str, torch.Tensor]:
     """Two forward passes before one backward pass."""
-    unet.zero_grad()
-    sum(tiny.flatten(unet(**tiny.inputs(unet, *size))).square().mean() for size in sizes).backward()
-    return collected(unet)
+    model.zero_grad()
+    losses = (tiny.flatten(model(**inputs_of(kind, model, size))).square().mean() for size in sizes)
+    sum(losses).backward()
+    return collected(model)
 
 
 @pytest.mark.compat("gradient checkpointing: two sizes before one backward pass")
+@pytest.mark.parametrize("kind", ["unet", "sd35", "flux", "wan"])  # SD 3.5 has two in a block
 @pytest.mark.parametrize("first", [(12, 16), (8, 16)], ids=["as many tokens", "fewer tokens"])
-def test_checkpointing_and_two_sizes(first):
-    unet = tiny.sd_unet().requires_grad_(True).train()
-    with apply_patch(unet, **PATCH):
-        want = gradients_of_two(unet, first, (16, 12))
-        unet.enable_gradient_checkpointing()
-        assert_same(gradients_of_two(unet, first, (16, 12)), want)
-        unet.zero_grad()
-        one = gradients(unet, **tiny.inputs(unet, *first))  # the present is back
-    unet.disable_gradient_checkpointing()
-    with apply_patch(unet, **PATCH):
-        assert_same(one, gradients(unet, **tiny.inputs(unet, *first)))
+def test_checkpointing_and_two_sizes(kind, first):
+    build = tiny.sd_unet if kind == "unet" else getattr(tiny_transformers, kind)
+    model = build().requires_grad_(True).train()
+    patch = PATCH if kind == "unet" else {"factor": 2, "anchors": ANCHORS}
+    with apply_patch(model, **patch):
+        want = gradients_of_two(kind, model, first, (16, 12))
+        model.enable_gradient_checkpointing()
+        assert_same(gradients_of_two(kind, model, first, (16, 12)), want)
+        model.zero_grad()
+        one = gradients(model, **inputs_of(kind, model, first))  # the present is back
+    model.disable_gradient_checkpointing()
+    with apply_patch(model, **patch):
+        assert_same(one, gradients(model, **inputs_of(kind, model, first)))
 
 
 def gradients_of_steps(model, patch, run) -> dict[str, torch.Tensor]:
@@ -95,11 +108,8 @@ def gradients_of_steps(model, patch, run) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("kind", ["unet", "flux", "wan"])
 @pytest.mark.parametrize("options", [{"anchors": 0}, {"stop": 0.5}], ids=["jitter", "window"])
 def test_checkpointing_and_several_steps(kind, options):
-    if kind == "unet":
-        model, inputs = tiny.sd_unet(), tiny.inputs(tiny.sd_unet(), *LATENT)
-    else:
-        model = getattr(tiny_transformers, kind)()
-        inputs = tiny_transformers.inputs(kind, model, 6, 8)
+    model = tiny.sd_unet() if kind == "unet" else getattr(tiny_transformers, kind)()
+    inputs = inputs_of(kind, model, LATENT if kind == "unet" else (6, 8))
     model.requires_grad_(True).train()
     with apply_patch(model, factor=2, **options) as patch:
         want = gradients_of_steps(model, patch, lambda: tiny.flatten(model(**inputs)))

@@ -137,7 +137,7 @@ class FewerKeys(ForwardIntercept):
 
         ``attention_mask`` is over the N keys, its last dimension.
         """
-        scores, self.layer.scores = self.layer.scores, None
+        scores = self.layer.take_scores()
         # Kandinsky 3 gives the tokens themselves
         own = encoder_hidden_states is None or encoder_hidden_states is hidden_states
         try:
@@ -169,6 +169,8 @@ class FewerKeys(ForwardIntercept):
         index = None
         if place is not None and factor > 1:
             index = place.index(grid.height, grid.width, factor, tokens.device)
+        if factor > 1:
+            scores = layer.anchored(scores)
         return select(
             scores, grid, factor, anchors=rule.anchors, method=rule.cells, index=index
         )  # fmt: skip

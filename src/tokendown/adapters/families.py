@@ -228,7 +228,7 @@ def install(model: nn.Module, plan: Plan) -> None:
             if layer.rule is None:
                 continue
             FewerKeys(attention, plan, layer).install()
-            watch_block(model, plan, layer)
+            watch_block(model, layer)
             if layer.rule.anchors:
                 norm.register_forward_pre_hook(NormReader(layer), with_kwargs=True)
 

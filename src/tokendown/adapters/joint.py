@@ -23,10 +23,8 @@ from ..sequence import Box, Sequence
 from .classic import why_dense
 from .dispatch import Call, CallBySample, current
 from .intercept import ForwardIntercept, holders, intercepts
-from .plan import Layer, Plan, Rule
+from .plan import Layer, Plan, Rule, Shape
 from .rebind import rebound, rotates_in_reach
-
-Shape = tuple[int, int, int]
 
 
 @dataclass(eq=False)
@@ -77,17 +75,23 @@ class JointPlan(Plan):
             )
         self.shapes = shapes
         for layer in self.layers if shapes else ():
+            layer.shapes = shapes
             _, layer.height, layer.width = shapes[0]
 
     def boxes(
-        self, layer: JointLayer, ranks: int = 1, shapes: tuple[Shape, ...] | None = None
+        self, layer: JointLayer, shapes: tuple[Shape, ...], ranks: int = 1
     ) -> tuple[Box, ...]:
         """What one of ``ranks`` sees under context parallelism, and how coarsely it is kept.
+
+        Args:
+            layer: that sees it.
+            shapes: of all boxes of the sequence.
+            ranks: that share it.
 
         Raises:
             GridError: the ranks cannot share it so that each has whole cells.
         """
-        (frames, height, width), *references = self.shapes if shapes is None else shapes
+        (frames, height, width), *references = shapes
         references = references if layer.references else []
         rule = layer.rule or Rule(fixed=1)
         factor, temporal = rule.factor(Grid(height, width)), min(rule.temporal, frames)
@@ -245,13 +249,13 @@ class JointAttention(ForwardIntercept):
         Raises:
             GridError: they are not known.
         """
-        if not self.plan.shapes:
+        if not self.layer.shapes:
             raise GridError(
                 f"{self.layer.name}: no token grid is known; it is read when the whole denoiser "
                 "runs, so call the denoiser, not this layer; where a ControlNet runs layers of it "
                 "first, call patch.set_grid((height, width)) with the size in tokens"
             )
-        return self.plan.boxes(self.layer, ranks)
+        return self.plan.boxes(self.layer, self.layer.shapes, ranks)
 
     def among(self, boxes: tuple[Box, ...], named: dict[str, Any]) -> Sequence:
         """The joint sequence: these boxes, and all other tokens exact.
@@ -311,7 +315,7 @@ class JointKeys(JointAttention):
     """Self-attention to the kept tokens."""
 
     def run(self, *args: Any, **kwargs: Any) -> Any:
-        scores, self.layer.scores = self.layer.scores, None
+        scores = self.layer.take_scores()
         sequence = None
         named = self.named(args, kwargs)
         try:
@@ -333,7 +337,8 @@ class JointKeys(JointAttention):
             return None
         place, device = self.layer.place, named["hidden_states"].device
         sequence = self.among(tuple(box.at(place, device) for box in boxes), named)
-        if scores is None or not rule.anchors:
+        scores = self.layer.anchored(scores)
+        if scores is None:
             return sequence
         sequence = sequence.with_anchors(scores, -(-rule.anchors // ranks))
         return None if sequence.kept == sequence.tokens else sequence

@@ -18,6 +18,8 @@ from ..grid import Grid
 from ..jitter import Place
 from ..tuned import Options, TunedPlan
 
+Shape = tuple[int, int, int]
+
 
 @dataclass(eq=False)
 class Layer:
@@ -34,8 +36,10 @@ class Layer:
         reason: why it is left dense, for people.
         clock: when it is coarse, and which tokens it keeps; None means the same at all steps.
         height, width: its grid in the latest forward pass; 0 before the first.
+        shapes: (frames, height, width) of all boxes of its sequence then; none on a classic model.
         scores: [batch, tokens], on their way from the block's norm to its attention; else None.
         tokens_first: whether that norm is given [tokens, batch, channels].
+        afterwards: to be called when its attention has run, once.
     """
 
     name: str
@@ -49,6 +53,7 @@ class Layer:
     clock: Clock | None = None
     height: int = 0
     width: int = 0
+    shapes: tuple[Shape, ...] = ()
     scores: Tensor | None = None
     tokens_first: bool = False
     afterwards: Callable[[], None] | None = None
@@ -86,6 +91,28 @@ class Layer:
                 "pipeline, or call patch.set_progress(step, steps) in a loop of your own"
             )
         return self.clock.active
+
+    def take_scores(self) -> Tensor | None:
+        """Those for this run of its attention, once."""
+        scores, self.scores = self.scores, None
+        return scores
+
+    def anchored(self, scores: Tensor | None) -> Tensor | None:
+        """Scores by which to choose anchors, or None where there are to be none.
+
+        Raises:
+            ConfigError: anchors are wanted, and nothing has scored the tokens.
+        """
+        if self.rule is None or not self.rule.anchors:
+            return None
+        if scores is None:
+            raise ConfigError(
+                f"{self.name}: expected the norm before it to run first, to score its tokens for "
+                "the anchors; where the model was compiled before apply_patch, and its graph "
+                "breaks between the two, call torch.compiler.reset() after apply_patch, or use "
+                "anchors=0"
+            )
+        return scores
 
     def finish(self) -> None:
         """Its attention has run: back to the present, where it ran for a backward pass."""

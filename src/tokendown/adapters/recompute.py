@@ -13,21 +13,19 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from .plan import Clock, Layer, Plan
+from .plan import Clock, Layer, Shape
 
-Moment = tuple[Clock | None, int, int, Any]
+Moment = tuple[Clock | None, int, int, tuple[Shape, ...]]
 
 
 class Recall:
     """A forward pre-hook on a block: the step and the size of its first run hold in the second.
 
     Args:
-        plan: of the denoiser.
-        layer: in the block.
+        layer: in the block. There may be two, so that nothing that they share can be set back.
     """
 
-    def __init__(self, plan: Plan, layer: Layer) -> None:
-        self.plan = plan
+    def __init__(self, layer: Layer) -> None:
         self.layer = layer
         self.seen = WeakTensorKeyDictionary()
 
@@ -48,22 +46,20 @@ class Recall:
 
     def _moment(self) -> Moment:
         layer = self.layer
-        return layer.clock, layer.height, layer.width, getattr(self.plan, "shapes", None)
+        return layer.clock, layer.height, layer.width, layer.shapes
 
     def _return_to(self, moment: Moment) -> None:
         layer = self.layer
-        layer.clock, layer.height, layer.width, shapes = moment
-        if shapes is not None:
-            self.plan.shapes = shapes  # type: ignore[attr-defined] # of a transformer
+        layer.clock, layer.height, layer.width, layer.shapes = moment
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"plan": self.plan, "layer": self.layer}
+        return {"layer": self.layer}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]
 
 
-def watch_block(model: nn.Module, plan: Plan, layer: Layer) -> None:
+def watch_block(model: nn.Module, layer: Layer) -> None:
     """Hooks the block that a layer is in."""
     block = model.get_submodule(layer.name.rpartition(".")[0])
-    block.register_forward_pre_hook(Recall(plan, layer), with_kwargs=True)
+    block.register_forward_pre_hook(Recall(layer), with_kwargs=True)

@@ -37,7 +37,8 @@ from .grids import (
     OffsetIdGrid,
     ShapeGrid,
 )
-from .joint import JointKeys, JointLayer, JointPlan, Shape, check
+from .joint import JointKeys, JointLayer, JointPlan, check
+from .plan import Shape
 from .recompute import watch_block
 
 
@@ -449,7 +450,7 @@ def install(model: nn.Module, plan: JointPlan) -> None:
         if layer.rule is None:
             continue
         JointKeys(attention, plan, layer).install()
-        watch_block(model, plan, layer)
+        watch_block(model, layer)
         if layer.rule.anchors:
             norm.register_forward_pre_hook(NormReader(layer), with_kwargs=True)
 
