@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from torch import nn
+
 from ._errors import ConfigError
 from .adapters import families, skeleton
 from .adapters.classic import PERTURBED
@@ -58,14 +60,14 @@ class Summary:
     """A model at one size; ``str()`` is a table, :meth:`to_dict` is JSON-ready.
 
     Attributes:
-        model: class names of the denoisers.
+        model: class name of the denoiser, and of ControlNets that are patched or would be.
         patched: whether a patch is at work, or this is what the config would do.
         config: the options, or None for a dense model.
         height: of the image, pixels.
         width: of the image, pixels.
         batch: of the denoiser call; 2 is one image with classifier-free guidance.
         layers: every self-attention layer.
-        step_flops_before: of one whole denoiser call, dense.
+        step_flops_before: of one whole denoiser call and of those ControlNets, dense.
         frames: of a film; None for still pictures, or where a usual number was taken.
     """
 
@@ -191,29 +193,29 @@ def summary(
         NothingPatchedError: the config matches no layer.
     """
     expect_options(config)
-    for name, count in {"batch": batch, "scale": scale, "frames": frames}.items():
+    counts = {"batch": batch, "scale": scale, "frames": frames, "frame_scale": frame_scale}
+    for name, count in counts.items():
         expect(count is None or is_int(count, 1), f"{name}, an integer >= 1", count)
     scale = scale if scale is not None else spatial_scale(model)
     latents = frames and latent_frames(frames, frame_scale or temporal_scale(model))
-    denoisers = find_denoisers(model, controlnet=True)
-    families.expect_supported(denoisers[0])
-    height, width = _size(denoisers[0], height, width, scale)
-    installed = {denoiser: families.installed_plan(denoiser) for denoiser in denoisers}
-    plans = {  # a ControlNet is shown when it is patched
-        each: plan for each, plan in installed.items() if plan or each is denoisers[0]
-    }
+    plans = _called(model, config)
+    denoiser = next(iter(plans))
+    families.expect_supported(denoiser)
+    height, width = _size(denoiser, height, width, scale)
     layers: list[LayerSummary] = []
     total = 0
-    for denoiser, plan in plans.items():
-        cost = skeleton.measure(denoiser, height // scale, width // scale, batch, latents)
+    # PAG pipelines put their processors in for the time of a call only
+    perturbed = getattr(model, "pag_applied_layers", ())
+    for each, plan in plans.items():
+        cost = skeleton.measure(each, height // scale, width // scale, batch, latents)
         total += cost.flops
-        # PAG pipelines put their processors in for the time of a call only
-        perturbed = getattr(model, "pag_applied_layers", ()) if denoiser is denoisers[0] else ()
-        layers += _layers(plan or families.make_plan(denoiser, config), cost, perturbed)
+        layers += _layers(
+            plan or families.make_plan(each, config), cost, perturbed if each is denoiser else ()
+        )
     patched = any(plan is not None for plan in plans.values())
     used = next((plan.config for plan in plans.values() if plan is not None), config)
     return Summary(
-        model=" + ".join(type(denoiser).__name__ for denoiser in plans),
+        model=" + ".join(type(each).__name__ for each in plans),
         patched=patched,
         config=None if used is None else used.to_dict(),
         height=height,
@@ -225,6 +227,22 @@ def summary(
     )
 
 
+def _called(model: Any, config: Options | None) -> dict[nn.Module, Plan | None]:
+    """What runs for one step, the denoiser first, each with the plan that is at work on it.
+
+    Of two denoisers (Wan 2.2) a step runs one. A ControlNet is shown where it is patched, or would
+    be.
+    """
+    both = find_denoisers(model)
+    nets = [each for each in find_denoisers(model, controlnet=True) if each not in both]
+    plans = {each: families.installed_plan(each) for each in (*both, *nets)}
+    denoiser = next((each for each in both if plans[each]), both[0])
+    wanted = getattr(config, "controlnet", False) and not any(plans.values())
+    return {
+        each: plans[each] for each in (denoiser, *nets) if each is denoiser or wanted or plans[each]
+    }
+
+
 def _size(denoiser: Any, height: int | None, width: int | None, scale: int) -> tuple[int, int]:
     native = getattr(denoiser.config, "sample_size", None)
     if native is None and (height is None or width is None):
@@ -232,7 +250,8 @@ def _size(denoiser: Any, height: int | None, width: int | None, scale: int) -> t
             f"{type(denoiser).__name__} has no native size; give height and width in pixels"
         )
     rows, columns = (native, native) if isinstance(native, int) else (native or (0, 0))
-    height, width = height or rows * scale, width or columns * scale
+    height = rows * scale if height is None else height
+    width = columns * scale if width is None else width
     expect(
         all(is_int(side, scale) and side % scale == 0 for side in (height, width)),
         f"sides that are multiples of {scale} pixels",
