@@ -7,6 +7,7 @@ import gc
 import inspect
 import pickle
 import weakref
+from functools import partial
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from torch import nn
 
 import reference
 import tiny
-from tokendown import NothingPatchedError, apply_patch, is_patched, remove_patch
+from tokendown import ConfigError, NothingPatchedError, apply_patch, is_patched, remove_patch
 
 KINDS = sorted(reference.LEVELS)
 SIZES = {"dit": (8, 8), "kandinsky3": (8, 16)}
@@ -66,7 +67,7 @@ class Sandwich:
 @pytest.mark.parametrize("kind", KINDS)
 def test_remove_restores_every_family(kind):
     before = Sandwich(getattr(tiny, kind)(), *SIZES.get(kind, ()))
-    patch = apply_patch(before.model, factor=2)
+    patch = apply_patch(before.model, factor=2, anchors=3)  # 32 would be all tokens
     before.assert_changed()
     patch.remove()
     before.assert_restored()
@@ -373,3 +374,44 @@ def test_class_and_processor_stay():
         tiny.run(model, 8, 12)
         after = [(type(m), getattr(m, "processor", None)) for m in model.modules()]
     assert before == after
+
+
+# What others did to the model meanwhile
+
+
+def test_one_controlnet_in_two_places(tmp_path):
+    pipe, call = controlled(tmp_path, 2)
+    nets = pipe.controlnet.nets
+    nets[1] = nets[0]
+    want = tiny.image_of(pipe, **call)
+    with apply_patch(pipe, factor=2, controlnet=True) as patch:
+        assert len(patch.models) == 2
+        assert not torch.equal(tiny.image_of(pipe, **call), want)
+    assert not is_patched(pipe)
+    assert torch.equal(tiny.image_of(pipe, **call), want)
+
+
+def test_a_removed_handle_cannot_be_entered():
+    patch = apply_patch(tiny.shallow_unet(), factor=2)
+    with patch:
+        pass
+    with pytest.raises(ConfigError, match="was removed"), patch:
+        pass
+
+
+@pytest.mark.parametrize("by", ["handle", "model"])
+def test_closures_around_our_stand_ins_run_the_dense_model(by):
+    """A tracer or a profiler keeps what it found, out of our sight."""
+    model = tiny.shallow_unet()
+    dense, other = tiny.run(model, 8, 8), tiny.run(model, 16, 8)
+    patch = apply_patch(model, factor=2)
+    for module in model.modules():
+        if hasattr(module, "to_q"):
+            module.forward = partial(lambda inner, *args, **kwargs: inner(*args, **kwargs),
+                                     module.forward)  # fmt: skip
+    assert is_patched(model)
+    assert not torch.equal(tiny.run(model, 8, 8), dense)
+    patch.remove() if by == "handle" else remove_patch(model)
+    assert not is_patched(model)
+    assert torch.equal(tiny.run(model, 8, 8), dense)
+    assert torch.equal(tiny.run(model, 16, 8), other)

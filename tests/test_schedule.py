@@ -8,10 +8,14 @@ import inspect
 import pickle
 import weakref
 
+import diffusers
 import pytest
 import torch
 
+import joint_pipelines
+import joint_variants
 import tiny
+import tiny_pipelines
 from tokendown import ConfigError, apply_patch, remove_patch
 
 SCHEDULERS = [
@@ -440,3 +444,47 @@ def test_saved_scheduler_settings_are_those_of_the_scheduler(tmp_path):
         assert dict(pipe.scheduler.config) == want
         again = type(pipe.scheduler).from_config(pipe.scheduler.config)
     assert dict(again.config) == want
+
+
+# Runs that begin late, where the scheduler is not told
+
+
+class Seen:
+    """Whether keys were dropped, at every call of one attention module."""
+
+    def __init__(self, attention) -> None:
+        self.coarse, self.tokens = [], 0
+        attention.to_q.register_forward_pre_hook(self.note_queries)
+        attention.to_k.register_forward_pre_hook(self.note_keys)
+
+    def note_queries(self, _, args) -> None:
+        self.tokens = args[0].shape[1]
+
+    def note_keys(self, _, args) -> None:
+        self.coarse.append(args[0].shape[1] < self.tokens)
+
+
+@pytest.mark.parametrize(
+    "name", ["DDIMScheduler", "EulerDiscreteScheduler", "DPMSolverMultistepScheduler"]
+)
+def test_a_film_from_a_film(tmp_path, name):
+    pipe = tiny_pipelines.animatediff(tmp_path)
+    pipe = diffusers.AnimateDiffVideoToVideoPipeline.from_pipe(pipe)
+    pipe.scheduler = tiny.scheduler(name)
+    pipe.set_progress_bar_config(disable=True)
+    seen = Seen(pipe.unet.get_submodule(LAYER))
+    with apply_patch(pipe, factor=2, anchors=3, stop=0.75):
+        pipe(
+            video=[joint_pipelines.picture(32, 32, frame) for frame in range(4)], prompt="a cat",
+            strength=0.5, num_inference_steps=8, guidance_scale=1.0, output_type="latent",
+            height=32, width=32,
+        )  # fmt: skip
+    assert seen.coarse == [True, True, False, False]  # steps 4 to 7 of 8
+
+
+def test_a_film_from_a_film_with_a_transformer():
+    wan = joint_variants.VARIANTS["WanVideoToVideoPipeline"]()
+    seen = Seen(wan.pipe.transformer.blocks[0].attn1)
+    with apply_patch(wan.pipe, factor=2, anchors=3, stop=0.75):
+        wan.run(strength=0.5, num_inference_steps=8, guidance_scale=1.0)
+    assert seen.coarse == [True, True, False, False]

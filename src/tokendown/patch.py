@@ -39,14 +39,16 @@ class Patch:
         self._parts = parts  # with the wrappers around them
         self._plans: list[Plan] = []
         self._followers: list[schedule.Follower] = []
+        self._removed = False
 
     def remove(self) -> None:
         """Restores the models exactly. Does nothing if this patch was removed or replaced."""
         for part, plan in zip(self._parts, self._plans, strict=True):
-            if families.installed_plan(part) is plan:
+            if any(plan is each for each in families.installed_plans(part)):
                 families.uninstall(part)
         for follower in self._followers:
             schedule.release(follower.scheduler)
+        self._removed = True
 
     def set_progress(self, step: int, steps: int) -> None:
         """Tells a patch with a step window or jitter where a hand-written sampling loop is.
@@ -71,14 +73,15 @@ class Patch:
         """Tells the size to a transformer that was compiled as a whole before it could be read.
 
         Needed only where positions come as tensors (the FLUX family), which a compiled model cannot
-        read. A wrong size is noticed on the device, and fails.
+        read, and where a ControlNet runs layers of the transformer first. A wrong size is noticed
+        on the device, and fails. Other models read their size at every call, whatever is said here.
 
         Args:
             *grids: (height, width) in tokens, of the picture and then of reference pictures. A
                 token of FLUX is 16 x 16 pixels.
 
         Raises:
-            ConfigError: no grid is given, or none of the models has this need.
+            ConfigError: no grid is given, or no model is a transformer with joint attention.
             GridError: a side is smaller than 1.
         """
         shapes = tuple((1, grid.height, grid.width) for grid in (Grid(*grid) for grid in grids))
@@ -92,6 +95,8 @@ class Patch:
             plan.set_shapes(shapes)
 
     def __enter__(self) -> Self:
+        if self._removed:
+            raise ConfigError("this patch was removed; apply_patch makes another one")
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -240,7 +245,7 @@ def _find_parts(model: Any, controlnet: bool) -> list[nn.Module]:
         )
     if controlnet and (nets := getattr(model, "controlnet", None)) is not None:
         found += list(getattr(nets, "nets", [nets]))
-    return found
+    return list(dict.fromkeys(found))  # a pipeline may have one in two places
 
 
 def _unwrap(module: Any) -> nn.Module:

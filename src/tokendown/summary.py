@@ -276,7 +276,8 @@ def _layers(plan: Plan, cost: Cost, perturbed: Iterable[str]) -> list[LayerSumma
 def layer_at(plan: Plan, layer: Layer, cost: Cost) -> LayerSummary:
     """A layer of a plan, at the size of a dense call."""
     rule = layer.rule
-    seen = cost.layers[layer.name]
+    name = layer.name.replace("_orig_mod.", "")  # blocks in the wrapper of torch.compile
+    seen = cost.layers[name]
     factor = layer.factor(seen.grid)
     if isinstance(layer, JointLayer) and isinstance(cost.plan, JointPlan):
         assert isinstance(plan, JointPlan)
@@ -297,7 +298,7 @@ def layer_at(plan: Plan, layer: Layer, cost: Cost) -> LayerSummary:
         )
     note = layer.reason or (str(rule or "") if keys == image else _how(rule))
     return LayerSummary(
-        layer.name,
+        name,
         (seen.grid.height, seen.grid.width),
         factor,
         image,

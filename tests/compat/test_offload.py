@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from accelerate import cpu_offload
+from accelerate import cpu_offload, dispatch_model
+from accelerate.hooks import remove_hook_from_module
+from diffusers import PyramidAttentionBroadcastConfig
 from diffusers.hooks import HookRegistry
 from tests import tiny
 
@@ -19,6 +21,12 @@ from tokendown import apply_patch, remove_patch
 from .checks import ANCHORS, FACTORS, LATENT, assert_composes
 
 CPU = torch.device("cpu")
+EVERY_SECOND = PyramidAttentionBroadcastConfig(
+    spatial_attention_block_skip_range=2,
+    spatial_attention_timestep_skip_range=(0, 1),
+    current_timestep_callback=lambda: 500,
+    spatial_attention_block_identifiers=["transformer_blocks"],
+)
 SQUARE = {(12, 12): 2, (6, 6): 2}
 
 
@@ -122,3 +130,26 @@ def test_a_patched_model_changes_dtype():
     assert tiny.run(unet, *LATENT).dtype == torch.bfloat16
     remove_patch(unet)
     assert not torch.equal(tiny.run(unet.float(), *LATENT), patched)
+
+
+@pytest.mark.compat("hooks that leave while the patch stays", note="accelerate's; a cache's")
+@pytest.mark.parametrize("hooks", ["accelerate", "cache"])
+def test_hooks_that_were_there_first_and_leave_first(hooks):
+    model = tiny.shallow_unet() if hooks == "accelerate" else tiny.latte()
+    dense = tiny.run(model, 16, 16)
+    with apply_patch(model, factor=2):
+        want = tiny.run(model, 16, 16)
+    assert not torch.equal(want, dense)
+    if hooks == "accelerate":
+        dispatch_model(model, {"": "cpu"}, force_hooks=True)
+    else:
+        model.enable_cache(EVERY_SECOND)
+    patch = apply_patch(model, factor=2)
+    if hooks == "accelerate":
+        remove_hook_from_module(model, recurse=True)
+    else:
+        model.disable_cache()
+    assert torch.equal(tiny.run(model, 16, 16), want)
+    patch.remove()
+    assert torch.equal(tiny.run(model, 16, 16), dense)
+    assert not any(module._forward_pre_hooks for module in model.modules())

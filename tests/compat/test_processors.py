@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from diffusers.hooks.smoothed_energy_guidance_utils import (
+    SmoothedEnergyGuidanceConfig,
+    _apply_smoothed_energy_guidance_hook,
+)
 from diffusers.models.attention_dispatch import (
     AttentionBackendName,
     _AttentionBackendRegistry,
@@ -14,13 +18,24 @@ from diffusers.models.attention_processor import (
     AttnProcessor2_0,
     SlicedAttnProcessor,
 )
+from diffusers.pipelines.deprecated.stable_diffusion_attend_and_excite import (
+    pipeline_stable_diffusion_attend_and_excite as attend_and_excite,
+)
+from diffusers.pipelines.deprecated.stable_diffusion_sag.pipeline_stable_diffusion_sag import (
+    CrossAttnStoreProcessor,
+)
+from diffusers.pipelines.deprecated.text_to_video_synthesis.pipeline_text_to_video_zero import (
+    CrossFrameAttnProcessor,
+    CrossFrameAttnProcessor2_0,
+)
 from tests import tiny
 
-from tokendown import apply_patch, is_patched, remove_patch
+from tokendown import apply_patch, is_patched, remove_patch, summary
 
 from .checks import ANCHORS, FACTORS, LATENT, assert_composes, oracle
 
 PATCH = {"factor": FACTORS, "anchors": ANCHORS}
+AttendExciteAttnProcessor = attend_and_excite.AttendExciteAttnProcessor
 
 
 def kinds(unet) -> set[str]:
@@ -195,3 +210,70 @@ class Noting:
     ):
         self.calls.append(hidden_states.shape)
         return self.inner(attn, hidden_states, encoder_hidden_states, attention_mask)
+
+
+class Halving(AttnProcessor2_0):
+    """A processor of a user, which is not that of fused projections."""
+
+    def __call__(self, *args, **kwargs):
+        return 0.5 * super().__call__(*args, **kwargs)
+
+
+@pytest.mark.compat("fuse_qkv_projections, then set_attn_processor", note="the later one counts")
+def test_a_processor_that_is_set_after_fusing():
+    unet, want = tiny.shallow_unet(), tiny.shallow_unet()
+    want.set_attn_processor(Halving())
+    with torch.no_grad():
+        unet.fuse_qkv_projections()
+    unet.set_attn_processor(Halving())
+    with apply_patch(unet, **PATCH), apply_patch(want, **PATCH):
+        assert torch.equal(tiny.run(unet, *LATENT), tiny.run(want, *LATENT))
+
+
+@pytest.mark.compat(
+    "processors that know self-attention by its lack of text",
+    note="text to video zero, attend and excite, SAG: left dense",
+)
+@pytest.mark.parametrize(
+    "processor",
+    [
+        CrossFrameAttnProcessor(batch_size=2),
+        CrossFrameAttnProcessor2_0(batch_size=2),
+        CrossAttnStoreProcessor(),
+        AttendExciteAttnProcessor(None, "up"),
+    ],
+    ids=lambda processor: type(processor).__name__,
+)
+def test_a_processor_that_tells_by_text(processor):
+    """Kept tokens would look like text to it."""
+    unet, first = tiny.shallow_unet(), "down_blocks.0.attentions.0.transformer_blocks.0.attn1"
+    if isinstance(processor, AttendExciteAttnProcessor):
+        processor.attnstore = lambda *_: None
+    unet.get_submodule(first).set_processor(processor)
+    dense, kept = tiny.run(unet, *LATENT, batch=4), []
+    unet.get_submodule(first).to_k.register_forward_pre_hook(
+        lambda _, args: kept.append(args[0].shape[1])
+    )
+    with apply_patch(unet, **PATCH):
+        assert not torch.equal(tiny.run(unet, *LATENT, batch=4), dense)  # others are patched
+        row = next(r for r in summary(unet, height=128, width=96).layers if r.name == first)
+    assert set(kept) == {LATENT[0] * LATENT[1]}
+    assert row.keys_after == row.keys_before
+    assert "for text" in row.note
+    assert torch.equal(tiny.run(unet, *LATENT, batch=4), dense)
+
+
+@pytest.mark.compat("smoothed-energy guidance", note="its layers are left dense")
+@pytest.mark.parametrize("patched_first", [False, True], ids=["after", "before"])
+def test_smoothed_energy_guidance(patched_first):
+    blocks = "down_blocks.0.attentions.0.transformer_blocks"
+    unet, kept = tiny.shallow_unet(), []
+    patch = apply_patch(unet, **PATCH) if patched_first else None
+    config = SmoothedEnergyGuidanceConfig(indices=[0], fqn=blocks)
+    _apply_smoothed_energy_guidance_hook(unet, config, blur_sigma=1e6, name="smooth")
+    unet.get_submodule(f"{blocks}.0.attn1").to_k.register_forward_pre_hook(
+        lambda _, args: kept.append(args[0].shape[1])
+    )
+    with patch or apply_patch(unet, **PATCH):
+        tiny.run(unet, *LATENT)
+    assert kept == [LATENT[0] * LATENT[1]]

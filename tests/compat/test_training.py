@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import pickle
 from typing import Any
 
 import pytest
 import torch
 from tests import tiny, tiny_transformers
 from torch import distributed
+from torch.utils.checkpoint import checkpoint
 
-from tokendown import apply_patch, is_patched
+from tokendown import ConfigError, apply_patch, is_patched
 
 from .checks import ANCHORS, FACTORS, LATENT, oracle
 from .test_lora import add_lora
@@ -173,3 +175,54 @@ def test_a_denoiser_in_data_parallel(tmp_path):
             assert not is_patched(wrapped)
     finally:
         distributed.destroy_process_group()
+
+
+@pytest.mark.compat(
+    "checkpoints of others", note="whole denoiser, reentrant: refused where steps or sizes move"
+)
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_a_step_that_cannot_be_told_is_an_error(reentrant):
+    """The input of a block is another tensor when more than the block runs again."""
+    unet = tiny.shallow_unet().requires_grad_(True).train()
+    inputs = tiny.inputs(unet, 8, 8)
+
+    def gradients_of_whole(again: bool, **options) -> dict[str, torch.Tensor]:
+        unet.zero_grad()
+        loss = torch.zeros(())
+        with apply_patch(unet, factor=4, **options) as patch:
+            for step in range(3):
+                patch.set_progress(step, 4)
+                latent = inputs["sample"].clone().requires_grad_(True)
+                run = lambda x: unet(**{**inputs, "sample": x}).sample  # noqa: E731
+                output = checkpoint(run, latent, use_reentrant=reentrant) if again else run(latent)
+                loss = loss + (step + 1) * output.square().mean()
+            loss.backward()
+        return collected(unet)
+
+    with pytest.raises(ConfigError, match="enable_gradient_checkpointing"):
+        gradients_of_whole(True)
+    still = {"method": "nearest"}
+    assert_same(gradients_of_whole(True, **still), gradients_of_whole(False, **still))
+
+
+@pytest.mark.compat("gradient checkpointing: Ctrl-C", note="the next call is of the present")
+def test_an_interrupted_backward_pass():
+    unet = tiny.shallow_unet().requires_grad_(True).train()
+    inputs = tiny.inputs(unet, 8, 8)
+    unet.enable_gradient_checkpointing()
+    block = unet.down_blocks[0].attentions[0].transformer_blocks[0]
+
+    def interrupt(*_) -> None:
+        if torch._C._current_graph_task_id() != -1:
+            raise KeyboardInterrupt
+
+    with apply_patch(unet, factor=2, anchors=0) as patch:
+        patch.set_progress(0, 4)
+        loss = tiny.flatten(unet(**inputs)).sum()
+        patch.set_progress(3, 4)
+        handle = block.norm1.register_forward_pre_hook(interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            loss.backward()
+        handle.remove()
+        pickle.loads(pickle.dumps(block))
+        assert torch.equal(tiny.run(unet, 8, 8), tiny.run(unet, 8, 8))

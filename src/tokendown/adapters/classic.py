@@ -26,6 +26,14 @@ logger = logging.getLogger(__name__)
 # These guidance tricks compare or swap queries and values, so they need as many of one as of the
 # other; with fewer keys they would silently turn into plain guidance.
 _GUIDANCE_HOOKS = {"AttentionProcessorSkipHook", "SmoothedEnergyGuidanceHook"}
+# These do something else in cross-attention, which is what kept tokens look like to them: text to
+# video zero, attend and excite, self-attention guidance.
+_TELL_BY_TEXT = (
+    "CrossFrameAttnProcessor",
+    "CrossFrameAttnProcessor2_0",
+    "AttendExciteAttnProcessor",
+    "CrossAttnStoreProcessor",
+)
 # Processors that do nothing but attention.
 _PLAIN = ("AttnProcessor2_0", "FusedAttnProcessor2_0", "DreamLiteAttnProcessor2_0")
 PERTURBED = "perturbed-attention guidance needs every key"
@@ -190,7 +198,7 @@ class FewerKeys(ForwardIntercept):
         if bias is not None:
             bias = bias.expand(hidden_states.shape[0], 1, -1)
             mask = bias if mask is None else mask + bias
-        if self.owner.fused_projections:
+        if type(self.owner.processor).__name__ == "FusedAttnProcessor2_0":
             # The fused processor needs a fused key-value projection, which self-attention lacks;
             # its separate projections are still there.
             from diffusers.models.attention_processor import AttnProcessor2_0
@@ -217,9 +225,11 @@ def why_dense(attention: Any) -> str | None:
     """Why an ``Attention`` has to stay dense right now, or None."""
     if type(attention.processor).__name__.startswith("PAG"):
         return PERTURBED
-    registry = getattr(attention, "_diffusers_hook", None)
-    if registry is not None:
-        for hook in registry.hooks.values():
+    if type(attention.processor).__name__ in _TELL_BY_TEXT:
+        return "its processor takes tokens that are given apart for text"
+    for module in (attention, getattr(attention, "to_q", None)):
+        registry = getattr(module, "_diffusers_hook", None)
+        for hook in () if registry is None else registry.hooks.values():
             if type(hook).__name__ in _GUIDANCE_HOOKS:
                 return "a guidance hook needs every key"
     return None

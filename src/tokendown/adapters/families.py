@@ -115,7 +115,8 @@ def _patch_transformer_sites(model: Any) -> Iterator[Site]:
 
 
 _KEYS = (FewerKeys, JointKeys)
-_HOOKS = (GridReader, NormReader, transformers.ShapeReader, Recall, Follower)
+_READERS = (GridReader, transformers.ShapeReader)
+_HOOKS = (*_READERS, NormReader, Recall, Follower)
 
 FAMILIES: dict[str, Callable[[Any], Iterator[Site]]] = {
     "UNet2DConditionModel": _unet_sites,
@@ -235,11 +236,11 @@ def install(model: nn.Module, plan: Plan) -> None:
 
 def uninstall(model: nn.Module) -> None:
     """Takes everything of tokendown out of a model, whatever put it there."""
+    for plan in installed_plans(model):
+        plan.retire()
     for module in model.modules():
         for item in intercepts(module):
             item.remove()
-            for clock in item.plan.clocks if isinstance(item, _KEYS) else ():
-                clock.detached = True
     for module in model.modules():
         for key, hook in list(module._forward_pre_hooks.items()):
             if isinstance(hook, _HOOKS):
@@ -251,11 +252,19 @@ def uninstall(model: nn.Module) -> None:
 
 def installed_plan(model: nn.Module) -> Plan | None:
     """The plan that is at work on a denoiser, or None."""
+    return next((plan for plan in installed_plans(model) if plan.patched), None)
+
+
+def installed_plans(model: nn.Module) -> Iterator[Plan]:
+    """Those of stand-ins, then of hooks: others may have wrapped a stand-in out of sight."""
     for module in model.modules():
         for item in intercepts(module):
             if isinstance(item, _KEYS):
-                return item.plan
-    return None
+                yield item.plan
+    for module in model.modules():
+        for hook in module._forward_pre_hooks.values():
+            if isinstance(hook, _READERS):
+                yield hook.plan
 
 
 def attentions(model: nn.Module) -> Iterator[tuple[str, nn.Module, Any]]:

@@ -78,6 +78,24 @@ class ForwardIntercept(Intercept, nn.Module):
     def stand_in(self) -> Callable[..., Any]:
         return self.run
 
+    def install(self) -> None:
+        """Under the wrappers of others, which may go before this does; over what is unknown."""
+        place = innermost(self.owner)
+        if place is None:
+            super().install()
+        else:
+            self.earlier = None
+            setattr(*place, self.stand_in())
+
+
+def innermost(owner: Any) -> tuple[Any, str] | None:
+    """Where the class's own forward is held: in place, or under the wrappers of others."""
+    for holder, attribute in holders(owner, "forward"):
+        value = getattr(holder, attribute, None)
+        if getattr(value, "__func__", getattr(value, "func", None)) is type(owner).forward:
+            return holder, attribute
+    return None
+
 
 def intercepts(owner: Any) -> list[Intercept]:
     """The tokendown objects that stand in for methods of ``owner``, wrapped or not."""

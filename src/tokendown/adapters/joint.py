@@ -22,7 +22,7 @@ from ..grid import Grid
 from ..sequence import Box, Sequence
 from .classic import why_dense
 from .dispatch import Call, CallBySample, current
-from .intercept import ForwardIntercept, holders, intercepts
+from .intercept import ForwardIntercept, innermost, intercepts
 from .plan import Layer, Plan, Rule, Shape
 from .rebind import rebound, rotates_in_reach
 
@@ -212,7 +212,6 @@ class JointAttention(ForwardIntercept):
 
     def __init__(self, owner: nn.Module, plan: JointPlan, layer: JointLayer) -> None:
         super().__init__(owner)
-        self.earlier = None
         self.plan = plan
         self.layer = layer
         self.names = tuple(inspect.signature(self.function).parameters)[1:]
@@ -233,11 +232,6 @@ class JointAttention(ForwardIntercept):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         self.process = rebound(self.kind)
-
-    def install(self) -> None:
-        place = _place(self.owner)
-        assert place is not None, "check() comes first"
-        setattr(*place, self.stand_in())
 
     def named(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         """All arguments by the names that processors have for them."""
@@ -384,22 +378,13 @@ def check(name: str, attention: Any) -> None:
         UnsupportedModelError: its processor or its forward is out of reach.
     """
     rebound(type(attention.processor))
-    if _place(attention) is None and not any(
+    if innermost(attention) is None and not any(
         isinstance(item, JointAttention) for item in intercepts(attention)
     ):
         raise UnsupportedModelError(
             f"{name}: its forward was replaced by something that tokendown does not know; call "
             "apply_patch before that"
         )
-
-
-def _place(owner: Any) -> tuple[Any, str] | None:
-    """Where the class's own forward is held: in place, or under the wrappers of others."""
-    for holder, attribute in holders(owner, "forward"):
-        value = getattr(holder, attribute, None)
-        if getattr(value, "__func__", getattr(value, "func", None)) is type(owner).forward:
-            return holder, attribute
-    return None
 
 
 def _ranks(processor: Any) -> int:

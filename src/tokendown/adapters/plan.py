@@ -7,7 +7,6 @@ one graph.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from torch import Tensor
@@ -39,7 +38,7 @@ class Layer:
         shapes: (frames, height, width) of all boxes of its sequence then; none on a classic model.
         scores: [batch, tokens], on their way from the block's norm to its attention; else None.
         tokens_first: whether that norm is given [tokens, batch, channels].
-        afterwards: to be called when its attention has run, once.
+        present: to go back to when its attention has run again for a gradient; else None.
     """
 
     name: str
@@ -56,7 +55,7 @@ class Layer:
     shapes: tuple[Shape, ...] = ()
     scores: Tensor | None = None
     tokens_first: bool = False
-    afterwards: Callable[[], None] | None = None
+    present: Moment | None = None
 
     @property
     def inner_dim(self) -> int:
@@ -77,11 +76,13 @@ class Layer:
 
     @property
     def active(self) -> bool:
-        """Whether this step is in its window.
+        """Whether this step is in its window; never where its patch is gone.
 
         Raises:
             ConfigError: there is a window, but nothing tells how far the sampling has come.
         """
+        if self.rule is None:
+            return False
         if self.clock is None or self.clock.whole:
             return True
         if not self.clock.running:
@@ -116,9 +117,17 @@ class Layer:
 
     def finish(self) -> None:
         """Its attention has run: back to the present, where it ran for a backward pass."""
-        if self.afterwards is not None:
-            self.afterwards()
-            self.afterwards = None
+        if self.present is not None:
+            self.go_to(self.present)
+            self.present = None
+
+    def moment(self) -> Moment:
+        """What it goes by: the step, and the size of the picture."""
+        return self.clock, self.height, self.width, self.shapes
+
+    def go_to(self, moment: Moment) -> None:
+        """To a moment of before."""
+        self.clock, self.height, self.width, self.shapes = moment
 
     @property
     def place(self) -> Place | None:
@@ -205,6 +214,10 @@ class Clock:
         self.active = self.running and self.start <= step / steps < self.stop
 
 
+# What a layer goes by: clock, height, width, and shapes.
+Moment = tuple[Clock | None, int, int, tuple[Shape, ...]]
+
+
 @dataclass(eq=False)
 class Plan:
     """The layers of one denoiser, and the clocks that they follow.
@@ -221,6 +234,13 @@ class Plan:
     left_alone: dict[str, str] = field(default_factory=dict)
     clocks: list[Clock] = field(default_factory=list)
     said_unchanged: set[Grid] = field(default_factory=set)
+
+    def retire(self) -> None:
+        """Makes layers dense whose stand-in is out of reach, under what others put around it."""
+        for layer in self.layers:
+            layer.rule = None
+        for clock in self.clocks:
+            clock.detached = True
 
     @property
     def patched(self) -> list[Layer]:

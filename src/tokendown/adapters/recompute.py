@@ -13,9 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from .plan import Clock, Layer, Shape
-
-Moment = tuple[Clock | None, int, int, tuple[Shape, ...]]
+from .._errors import ConfigError
+from .plan import Layer
 
 
 class Recall:
@@ -30,27 +29,25 @@ class Recall:
         self.seen = WeakTensorKeyDictionary()
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        if torch.compiler.is_compiling():
             return
+        layer = self.layer
+        layer.finish()  # where a backward pass was interrupted
         tokens = args[0] if args else kwargs.get("hidden_states")
-        if not isinstance(tokens, Tensor):
+        if not torch.is_grad_enabled() or not isinstance(tokens, Tensor):
             return
-        self.layer.finish()
         if torch._C._current_graph_task_id() == -1:  # not in a backward pass
-            clock, *size = self._moment()
+            clock, *size = layer.moment()
             self.seen[tokens] = (copy.copy(clock), *size)  # it goes on
         elif tokens in self.seen:
-            present = self._moment()
-            self.layer.afterwards = lambda: self._return_to(present)
-            self._return_to(self.seen[tokens])
-
-    def _moment(self) -> Moment:
-        layer = self.layer
-        return layer.clock, layer.height, layer.width, layer.shapes
-
-    def _return_to(self, moment: Moment) -> None:
-        layer = self.layer
-        layer.clock, layer.height, layer.width, layer.shapes = moment
+            layer.present = layer.moment()
+            layer.go_to(self.seen[tokens])
+        elif layer.clock is not None:
+            raise ConfigError(
+                f"{layer.name} runs again for a gradient, and at which step it ran first cannot be "
+                "told: more than its block is checkpointed, or with use_reentrant=True; use the "
+                "model's enable_gradient_checkpointing(), or method='nearest' and no step window"
+            )
 
     def __getstate__(self) -> dict[str, Any]:
         return {"layer": self.layer}

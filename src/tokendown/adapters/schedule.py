@@ -61,7 +61,7 @@ class Tick(Restart):
 
 
 class Look(Restart):
-    """Stands in for ``scale_model_input`` of schedulers that are not told where they begin (DDIM).
+    """Stands in for ``scheduler.scale_model_input``: not all are told where they begin (DDIM).
 
     Pipelines pass an element of ``scheduler.timesteps``: its place in the common storage is its
     index, known without reading it.
@@ -70,16 +70,24 @@ class Look(Restart):
     method = "scale_model_input"
 
     def run(self, sample: Any, timestep: Any = None, *args: Any, **kwargs: Any) -> Any:
-        index = _index(timestep, self.owner.timesteps)
-        if index is not None:
-            for clock in self.clocks:
-                clock.set(index, len(self.owner.timesteps))
+        _look(timestep, self.owner, self.clocks)
         return self.original(sample, timestep, *args, **kwargs)
 
 
-def _index(timestep: Any, timesteps: Tensor) -> int | None:
+def _look(timestep: Any, scheduler: Any, clocks: list[Clock]) -> None:
+    """Sets clocks to the step of a timestep, where that is one of the scheduler's own."""
+    timesteps: Any = getattr(scheduler, "timesteps", None)
+    index = _index(timestep, timesteps)
+    if index is None:
+        return
+    for clock in clocks:
+        if (index, len(timesteps)) != (clock.step, clock.steps):
+            clock.set(index, len(timesteps))
+
+
+def _index(timestep: Any, timesteps: Any) -> int | None:
     """Which element of ``timesteps`` a view is, or None where it is no view of them."""
-    if not isinstance(timestep, Tensor):
+    if not isinstance(timestep, Tensor) or not isinstance(timesteps, Tensor):
         return None
     if timestep.untyped_storage().data_ptr() != timesteps.untyped_storage().data_ptr():
         return None
@@ -105,11 +113,13 @@ class Follower:
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if torch.compiler.is_compiling():
             return  # the wrapper of a compiled model has this hook as well
+        timestep = kwargs.get("timestep", args[1] if len(args) > 1 else None)
         scheduler = getattr(self.pipeline and self.pipeline(), "scheduler", None)
-        if scheduler is None or scheduler is self.scheduler:
-            return
-        release(self.scheduler, self.clocks)
-        self._follow(scheduler, kwargs.get("timestep", args[1] if len(args) > 1 else None))
+        if scheduler is not None and scheduler is not self.scheduler:
+            release(self.scheduler, self.clocks)
+            self._follow(scheduler, timestep)
+        else:
+            _look(timestep, self.scheduler, self.clocks)
 
     def _follow(self, scheduler: Any, timestep: Any = None) -> None:
         self.scheduler = scheduler
@@ -143,8 +153,7 @@ def _progress(scheduler: Any, timestep: Any) -> tuple[int, int]:
 def _attach(scheduler: Any, clocks: list[Clock]) -> None:
     """From now on the clocks go with the scheduler."""
     installed = {type(part): part for part in _parts(scheduler)}
-    told = hasattr(scheduler, Begin.method)
-    for kind in (Restart, Begin if told else Look, Tick):
+    for kind in (Restart, Begin, Look, Tick):
         if hasattr(scheduler, kind.method):
             if kind not in installed:
                 installed[kind] = kind(scheduler)
