@@ -24,7 +24,7 @@ from tokendown import (
     is_patched,
     pictures,
 )
-from tokendown._errors import GenerateError, LoadError
+from tokendown._errors import LoadError, RunError
 from tokendown.generate import Request, compare, describe, make_picture, open_pipeline
 from tokendown.models import blueprint, builtin, loading
 from tokendown.models.sources import kind_of, pick_device, pick_dtype
@@ -171,14 +171,14 @@ def test_out_of_memory_says_the_size_and_what_to_try(opened, monkeypatch, error)
         raise error
 
     monkeypatch.setattr(type(pipe.unet), "forward", fail)
-    with pytest.raises(GenerateError, match=r"40x24 as float32 on cpu; try a smaller --size, --dt"):
+    with pytest.raises(RunError, match=r"40x24 as float32 on cpu; try a smaller --size, --dt"):
         make_picture(pipe, request)
     assert not is_patched(pipe)
 
 
 def test_any_other_failure_of_a_pipeline_is_one_line(opened):
     pipe, request = opened
-    with pytest.raises(GenerateError, match=r"Pipeline failed with IndexError: index 1000"):
+    with pytest.raises(RunError, match=r"Pipeline failed with IndexError: index 1000"):
         make_picture(pipe, replace(request, steps=1000))  # steps_offset=1 asks for step 1000
 
 
@@ -392,7 +392,7 @@ def test_a_save_that_fails_in_the_middle_leaves_nothing(tmp_path, monkeypatch, e
     monkeypatch.setattr(os, "link", link)
     monkeypatch.setattr(os, "replace", replace)
     image = Image.new("RGB", (4, 4))
-    with pytest.raises((KeyboardInterrupt, GenerateError)):
+    with pytest.raises((KeyboardInterrupt, RunError)):
         pictures.save(tmp_path, "x", {"-a": (image, {}), "-b": (image, {})})
     assert list(tmp_path.iterdir()) == []
 
@@ -415,7 +415,7 @@ def test_names_stay_in_the_folder():
 
 def test_folders_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(GenerateError, match="is a file"):
+    with pytest.raises(RunError, match="is a file"):
         pictures.check_folder(tmp_path / "file" / "deeper")
     pictures.check_folder(tmp_path / "not" / "yet")
     assert not (tmp_path / "not").exists()

@@ -4,7 +4,9 @@ from ._errors import (
     BenchError,
     ConfigError,
     GridError,
+    LoadError,
     NothingPatchedError,
+    RunError,
     TokendownError,
     UnsupportedModelError,
 )
@@ -14,7 +16,7 @@ from .config import PatchConfig
 from .grid import Grid
 from .patch import Patch, apply_patch, is_patched, remove_patch
 from .select import select_tokens
-from .summary import Summary, summary
+from .summary import LayerSummary, Summary, summary
 from .tuned import LayerChoice, TunedPlan
 
 __version__ = "0.1.0"
@@ -27,9 +29,12 @@ __all__ = [
     "Grid",
     "GridError",
     "LayerChoice",
+    "LayerSummary",
+    "LoadError",
     "NothingPatchedError",
     "Patch",
     "PatchConfig",
+    "RunError",
     "Summary",
     "TokendownError",
     "TunedPlan",

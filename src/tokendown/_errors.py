@@ -6,7 +6,7 @@
   + UnsupportedModelError (also TypeError)   no adapter knows it, or a plan is for another
   + NothingPatchedError                      the model is known, but no layer matched
   + LoadError                                a model, LoRA or picture file cannot be used
-  + GenerateError                            a picture could not be made or saved
+  + RunError                                 something failed on the way: memory, a disk
   + BenchError                               a benchmark cannot be run or its file not used
 """
 
@@ -35,8 +35,8 @@ class LoadError(TokendownError):
     """A model, a LoRA or a picture that was named cannot be read."""
 
 
-class GenerateError(TokendownError):
-    """A picture could not be made or saved: out of memory, a full disk."""
+class RunError(TokendownError):
+    """The arguments are fine, and something failed on the way: memory, a pipeline, a disk."""
 
 
 class BenchError(TokendownError):

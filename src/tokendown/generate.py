@@ -73,7 +73,7 @@ def open_pipeline(request: Request) -> tuple[Any, Request]:
         LoadError: the model or the LoRA cannot be loaded.
         ConfigError: the pipeline does not take what the request has, needs what it has not, or
             the size does not suit it.
-        GenerateError: out of memory.
+        RunError: out of memory.
     """
     device = pick_device(request.device)
     dtype = pick_dtype(request.dtype, device)
@@ -140,7 +140,7 @@ def make_picture(pipe: Any, request: Request, progress: Progress | None = None) 
     Raises:
         NothingPatchedError: no layer matches the patch options.
         ConfigError: the pipeline refuses its arguments.
-        GenerateError: out of memory.
+        RunError: out of memory.
     """
     if request.config is None:
         return sample(pipe, request, progress)

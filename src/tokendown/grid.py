@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import ceil
+from types import NoneType
 
 from ._errors import GridError
 
@@ -25,7 +26,7 @@ class Grid:
 
     def __post_init__(self) -> None:
         for side in (self.height, self.width):
-            if isinstance(side, float | str) or side < 1:
+            if isinstance(side, float | str | list | tuple | NoneType) or side < 1:
                 raise GridError(
                     f"expected sides of at least 1 token, got {self.height} x {self.width}"
                 )

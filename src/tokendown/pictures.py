@@ -17,7 +17,7 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from . import videos
-from ._errors import GenerateError, LoadError
+from ._errors import LoadError, RunError
 
 CHUNK = "tokendown"
 
@@ -29,18 +29,18 @@ def check_folder(folder: Path) -> None:
     """Fails early where pictures could not be saved later.
 
     Raises:
-        GenerateError: ``folder`` is a file, or may not be written to.
+        RunError: ``folder`` is a file, or may not be written to.
     """
     nearest = folder
     try:
         while not nearest.exists() and nearest != nearest.parent:
             nearest = nearest.parent
     except (OSError, ValueError) as error:  # a name that is too long
-        raise GenerateError(f"cannot write to {str(folder)[:80]}: {error}") from error
+        raise RunError(f"cannot write to {str(folder)[:80]}: {error}") from error
     if not nearest.is_dir():
-        raise GenerateError(f"cannot write to {folder}: {nearest} is a file")
+        raise RunError(f"cannot write to {folder}: {nearest} is a file")
     if not os.access(nearest, os.W_OK):
-        raise GenerateError(f"cannot write to {folder}: no permission in {nearest}")
+        raise RunError(f"cannot write to {folder}: no permission in {nearest}")
 
 
 def stem_for(prompt: str, seed: int) -> str:
@@ -73,7 +73,7 @@ def save(
         The files, in the order of ``parts``, the record last.
 
     Raises:
-        GenerateError: the disk is full, the folder cannot be written, ...
+        RunError: the disk is full, the folder cannot be written, ...
     """
     contents = {
         f"{suffix}.{kind}": _encode([picture] if isinstance(picture, Image.Image) else picture,
@@ -93,7 +93,7 @@ def save(
         return _publish(folder, stem, dict(zip(contents, drafts, strict=True)))
     except OSError as error:
         reason = error.strerror or str(error)
-        raise GenerateError(f"cannot write to {folder}: {reason}; nothing was saved") from error
+        raise RunError(f"cannot write to {folder}: {reason}; nothing was saved") from error
     finally:
         for draft in drafts:
             Path(draft).unlink(missing_ok=True)

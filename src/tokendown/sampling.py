@@ -14,9 +14,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ._errors import ConfigError, GenerateError, TokendownError
+from ._errors import ConfigError, RunError, TokendownError
 from .calls import call_parameters, check_pipeline, frames_name, image_name
-from .models.sources import first_line, out_of_memory
+from .models.sources import first_line, out_of_memory, synchronize
 from .originals import open_original
 from .patch import find_denoisers
 from .request import Request
@@ -69,10 +69,7 @@ class _Clock:
         self.latents: Tensor | None = None
 
     def now(self) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        elif self.device.type == "mps":
-            torch.mps.synchronize()
+        synchronize(self.device)
         return time.perf_counter()
 
     def before_call(self, *_: Any) -> None:
@@ -98,7 +95,7 @@ def sample(pipe: Any, request: Request, progress: Progress | None) -> Picture:
 
     Raises:
         ConfigError: the pipeline refuses its arguments.
-        GenerateError: out of memory, or the pipeline fails or returns no picture.
+        RunError: out of memory, or the pipeline fails or returns no picture.
     """
     denoiser = find_denoisers(pipe)[0]
     clock = _Clock(next(denoiser.parameters()).device, request.steps or 1, progress)
@@ -113,11 +110,11 @@ def sample(pipe: Any, request: Request, progress: Progress | None) -> Picture:
         raise ConfigError(f"{type(pipe).__name__}: {first_line(error)}") from error
     except Exception as error:  # a third party's pipeline can fail in any way
         if out_of_memory(error):
-            raise GenerateError(_memory_advice(request)) from error
+            raise RunError(_memory_advice(request)) from error
         reason = f"{type(error).__name__}: {first_line(error)}"
         if request.image is None and image_name(pipe) is not None:
             reason += "; it can start from a picture: --image FILE"
-        raise GenerateError(f"{type(pipe).__name__} failed with {reason}") from error
+        raise RunError(f"{type(pipe).__name__} failed with {reason}") from error
     finally:
         hook.remove()
     seconds = clock.now() - begin
@@ -191,7 +188,7 @@ def _frames(pipe: Any, result: Any) -> tuple[Image.Image, ...]:
     """RGB pictures from whatever the pipeline returned.
 
     Raises:
-        GenerateError: it returned none.
+        RunError: it returned none.
     """
     frames: Any = getattr(result, "frames", None)
     if frames is None:
@@ -200,7 +197,7 @@ def _frames(pipe: Any, result: Any) -> tuple[Image.Image, ...]:
     elif len(frames):
         frames = frames[0]
     if len(frames) == 0:
-        raise GenerateError(f"{type(pipe).__name__} returned no picture")
+        raise RunError(f"{type(pipe).__name__} returned no picture")
     return tuple(_as_image(frame).convert("RGB") for frame in frames)
 
 

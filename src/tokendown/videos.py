@@ -18,7 +18,7 @@ import numpy
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from ._errors import ConfigError, GenerateError
+from ._errors import ConfigError, RunError
 
 FORMATS = ("png", "mp4")
 
@@ -69,7 +69,7 @@ def mp4(frames: Sequence[Image.Image], fps: float, settings: str) -> bytes:
         settings: text, at most a mebibyte.
 
     Raises:
-        GenerateError: ffmpeg fails.
+        RunError: ffmpeg fails.
     """
     import imageio_ffmpeg
 
@@ -85,7 +85,7 @@ def mp4(frames: Sequence[Image.Image], fps: float, settings: str) -> bytes:
                 writer.send(_padded(frame, width, height))
             writer.close()
         except (OSError, RuntimeError) as error:
-            raise GenerateError(f"ffmpeg could not write the film: {error}") from error
+            raise RunError(f"ffmpeg could not write the film: {error}") from error
         return path.read_bytes() + settings_box(settings)
 
 

@@ -158,9 +158,9 @@ def analyze(
     Raises:
         ConfigError: the pipeline is patched, or an argument is out of its range.
         UnsupportedModelError: no layer can be looked into.
-        GenerateError: out of memory.
+        RunError: out of memory.
     """
-    if not prompts or queries < 1 or min(factors) < 2 or min(anchors) < 0:
+    if not prompts or queries < 1 or min(factors, default=0) < 2 or min(anchors, default=-1) < 0:
         raise ConfigError("expected a prompt, factors >= 2, anchors >= 0 and a query at least")
     denoiser: Any = find_denoisers(pipe)[0]
     candidates = [

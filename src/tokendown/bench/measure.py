@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from .._errors import BenchError
+from ..models.sources import synchronize
 
 _GIB = 2**30
 _STATM = Path("/proc/self/statm")
@@ -39,14 +40,6 @@ class Timing:
     @property
     def median(self) -> float:
         return statistics.median(self.seconds)
-
-
-def synchronize(device: torch.device) -> None:
-    """Waits until everything that was asked of the device is done."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()
 
 
 def measure(

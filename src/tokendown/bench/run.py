@@ -72,7 +72,8 @@ def run(
     Raises:
         ConfigError: a size or option does not suit a model.
         LoadError: a model cannot be loaded.
-        BenchError: a model does not fit into memory, or tomesd is missing.
+        BenchError: tomesd is missing.
+        RunError: a model does not fit into memory.
     """
     started = datetime.now(timezone.utc).isoformat(timespec="seconds")
     for job in jobs:

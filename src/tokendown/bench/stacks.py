@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from .measure import synchronize
+from ..models.sources import synchronize
 
 
 class StackClock:

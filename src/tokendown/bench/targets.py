@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .._errors import BenchError, ConfigError
+from .._errors import ConfigError, RunError
 from ..adapters import skeleton
 from ..adapters.families import installed_plan
 from ..adapters.inputs import denoiser_inputs
@@ -274,7 +274,7 @@ def load(target: Target) -> Any:
     """The denoiser with its weights.
 
     Raises:
-        BenchError: no memory for it.
+        RunError: no memory for it.
         LoadError: it cannot be loaded.
     """
     try:
@@ -282,7 +282,7 @@ def load(target: Target) -> Any:
     except (MemoryError, RuntimeError) as error:
         if not out_of_memory(error):
             raise
-        raise BenchError(
+        raise RunError(
             f"no memory on {target.device} for the weights of {target.job.target} as "
             f"{target.dtype}; try --dtype bfloat16, or --blocks 1 where a shape allows it"
         ) from error

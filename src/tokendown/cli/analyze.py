@@ -11,7 +11,7 @@ import typer
 
 from .. import generate as gen
 from .. import pictures
-from .._errors import ConfigError, GenerateError
+from .._errors import ConfigError, RunError
 from ..analyze import Analysis
 from ..analyze import analyze as analyse
 from ..analyze.analysis import ANCHORS, FACTORS, QUERIES
@@ -104,7 +104,7 @@ def save_analysis(folder: Path, analysis: Analysis) -> list[Path]:
     """Writes the numbers, the page, and the paper's Figure 4.
 
     Raises:
-        GenerateError: the folder cannot be written.
+        RunError: the folder cannot be written.
     """
     return save_texts(
         folder,
@@ -120,14 +120,14 @@ def save_texts(folder: Path, texts: Mapping[str, str]) -> list[Path]:
     """Writes text files, replacing those of an earlier run once all are written.
 
     Raises:
-        GenerateError: the folder cannot be written.
+        RunError: the folder cannot be written.
     """
     files = {folder / name: words for name, words in texts.items()}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_whole(files)
     except OSError as error:
-        raise GenerateError(f"cannot write to {folder}: {error.strerror or error}") from error
+        raise RunError(f"cannot write to {folder}: {error.strerror or error}") from error
     return list(files)
 
 

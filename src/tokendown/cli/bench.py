@@ -12,7 +12,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from .._errors import ConfigError, GenerateError
+from .._errors import ConfigError, RunError
 from ..bench.cells import FAILED, GROUP, MEASURED, CellFile, read_cells
 from ..bench.jobs import Job, preset
 from ..bench.plot import check_plot, draw
@@ -136,7 +136,7 @@ def bench(
             out().print(str(plot), markup=False, soft_wrap=True)
         if failed:
             reasons = f"failed: {', '.join(failed)}; the reasons are in the table"
-            end_with(GenerateError(reasons), as_json)
+            end_with(RunError(reasons), as_json)
 
 
 def read_jobs(given: Mapping[str, Any]) -> list[Job]:

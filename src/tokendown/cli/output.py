@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from .._errors import GenerateError, TokendownError
+from .._errors import RunError, TokendownError
 from ..models.sources import out_of_memory
 
 FAILED, WRONG_INPUT, INTERRUPTED = 1, 2, 130
@@ -69,7 +69,7 @@ def politely(as_json: bool) -> Iterator[None]:
 def exit_code(error: BaseException) -> int:
     """What the command ends with."""
     if isinstance(error, TokendownError):
-        return FAILED if isinstance(error, GenerateError) else WRONG_INPUT
+        return FAILED if isinstance(error, RunError) else WRONG_INPUT
     return INTERRUPTED
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from .._errors import GenerateError, LoadError
+from .._errors import LoadError, RunError
 from . import builtin
 from .sources import first_line, kind_of, need_diffusers, out_of_memory
 
@@ -38,7 +38,7 @@ def load_pipeline(
 
     Raises:
         LoadError: nothing there, a refused format, a broken checkpoint, or no network.
-        GenerateError: out of memory.
+        RunError: out of memory.
     """
     need_diffusers()
     try:
@@ -51,7 +51,7 @@ def load_pipeline(
         raise
     except Exception as error:  # a third party's file can go wrong in any way
         if out_of_memory(error):
-            raise GenerateError(
+            raise RunError(
                 f"out of memory while loading {model} as {dtype} on {device}; "
                 "try --dtype bfloat16 or --device cpu"
             ) from error

@@ -29,11 +29,19 @@ def pick_device(name: str = "auto") -> torch.device:
         return torch.device(next((kind for kind, works in usable.items() if works), "cpu"))
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
+        torch.empty(1, device=device).item()  # meta has no values
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         found = ", ".join([kind for kind, works in usable.items() if works] + ["cpu"])
         raise ConfigError(f"no device {name!r} here; found: {found}") from error
     return device
+
+
+def synchronize(device: torch.device) -> None:
+    """Waits until everything that was asked of the device is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:

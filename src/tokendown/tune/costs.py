@@ -16,6 +16,7 @@ from ..adapters import families
 from ..adapters.skeleton import Cost
 from ..analyze import Analysis
 from ..analyze.measures import DENSE, Candidate
+from ..models.sources import synchronize
 from ..patch import apply_patch
 from ..summary import layer_at
 from .effects import Calls, Uniform, Window, plan_of
@@ -72,6 +73,7 @@ def measured(analysis: Analysis, calls: Calls) -> Costs:
     """Seconds of each attention module, in replayed calls; the median of three rounds."""
     candidates = [DENSE, *sorted({pair for layer in analysis.layers for pair in layer.errors})]
     modules = {layer.name: calls.denoiser.get_submodule(layer.name) for layer in analysis.layers}
+    device = next(calls.denoiser.parameters()).device
     found: dict[str, dict[Candidate, list[float]]] = {name: {} for name in modules}
     whole: list[float] = []
     for _ in range(_ROUNDS):  # every round has all of them: a slow minute hits all alike
@@ -80,7 +82,7 @@ def measured(analysis: Analysis, calls: Calls) -> Costs:
                 if candidate != DENSE:
                     plan = plan_of(analysis, Uniform(candidate))
                     stack.enter_context(apply_patch(calls.denoiser, plan))
-                watch = stack.enter_context(Stopwatch(modules))
+                watch = stack.enter_context(Stopwatch(modules, device))
                 seconds = watch.time(calls)
             if candidate == DENSE:
                 whole.append(seconds)
@@ -102,13 +104,15 @@ class Stopwatch:
 
     Args:
         modules: by name.
+        device: that they are on.
 
     Attributes:
         seconds: spent in each.
     """
 
-    def __init__(self, modules: Mapping[str, nn.Module]) -> None:
+    def __init__(self, modules: Mapping[str, nn.Module], device: torch.device) -> None:
         self.modules = modules
+        self.device = device
         self.seconds = dict.fromkeys(modules, 0.0)
         self._handles: list[Any] = []
 
@@ -127,18 +131,16 @@ class Stopwatch:
 
     def time(self, calls: Calls) -> float:
         """Seconds of the first kept call as a whole."""
-        begin = _now()
+        begin = self._now()
         calls.replay(0)
-        return _now() - begin
+        return self._now() - begin
 
     def _begin(self, name: str) -> None:
-        self.seconds[name] -= _now()
+        self.seconds[name] -= self._now()
 
     def _end(self, name: str) -> None:
-        self.seconds[name] += _now()
+        self.seconds[name] += self._now()
 
-
-def _now() -> float:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter()
+    def _now(self) -> float:
+        synchronize(self.device)
+        return time.perf_counter()
