@@ -212,10 +212,14 @@ def test_steps_of_a_hand_written_loop(step):
 @pytest.mark.parametrize("size", [(0, 64), (64, -64), ("64", 64), (64.0, 64), (257, 256)])
 def test_sizes_of_a_summary(size):
     with pytest.raises(ConfigError, match="multiples of 8 pixels"):
-        tokendown.summary(tiny.sd_unet(), height=size[0] or 1, width=size[1])
+        tokendown.summary(tiny.sd_unet(), height=size[0], width=size[1])
 
 
-@pytest.mark.parametrize("count", [{"batch": 0}, {"frames": -4}, {"scale": 0}, {"batch": 1.5}])
+@pytest.mark.parametrize(
+    "count",
+    [{"batch": 0}, {"frames": -4}, {"scale": 0}, {"batch": 1.5}, {"frame_scale": 0},
+     {"frame_scale": 2.5}],
+)  # fmt: skip
 def test_numbers_of_a_summary(count):
     with pytest.raises(ConfigError, match=f"{next(iter(count))}, an integer >= 1"):
         tokendown.summary(tiny.sd_unet(), height=64, width=64, **count)

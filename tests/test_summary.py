@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import tiny
 import tiny_transformers
 import tokendown
+from tokendown import PatchConfig, apply_patch, summary
 from tokendown.adapters.inputs import denoiser_inputs, token_shapes
 from tokendown.adapters.skeleton import on_meta
 
@@ -235,3 +237,31 @@ def test_more_frames_of_a_video_transformer_cost_more(kind):
         for frames in (2, 4)
     }
     assert keys[4] == 2 * keys[2] > 0
+
+
+def test_a_block_in_the_wrapper_of_the_compiler() -> None:
+    model = tiny.shallow_unet()
+    want = summary(model, PatchConfig(factor=2), height=64, width=64)
+    model.down_blocks[0] = torch.compile(model.down_blocks[0], backend="eager")
+    assert summary(model, PatchConfig(factor=2), height=64, width=64) == want
+
+
+@pytest.mark.parametrize("side", [4, 6])
+def test_where_anchors_leave_no_token_out_nothing_changes(side: int) -> None:
+    model = tiny.shallow_unet()
+    dense = tiny.run(model, side, side)
+    with apply_patch(model, factor=2):  # 32 anchors, at most 36 tokens
+        assert not summary(model, height=8 * side, width=8 * side).changes_anything
+        assert torch.equal(tiny.run(model, side, side), dense)
+
+
+def test_a_controlnet_that_would_be_patched_is_shown(tmp_path: Path) -> None:
+    pipe = tiny.sd_pipeline(
+        tmp_path, kind="StableDiffusionControlNetPipeline", controlnet=tiny.controlnet()
+    )
+    config = PatchConfig(factor=2, controlnet=True)
+    want = summary(pipe, config, height=32, width=32)
+    assert want.model.endswith(" + ControlNetModel")
+    with apply_patch(pipe, config):
+        assert summary(pipe, height=32, width=32).layers == want.layers
+    assert "ControlNet" not in summary(pipe, PatchConfig(factor=2), height=32, width=32).model

@@ -26,7 +26,7 @@ from joint_pipelines import (
     picture,
     transformer,
 )
-from tokendown import apply_patch
+from tokendown import apply_patch, summary
 
 
 @pytest.mark.compat("WanPipeline", note="with guidance")
@@ -43,6 +43,10 @@ def test_wan_with_two_experts():
     with apply_patch(pipe, **PATCH) as patch:
         both = wan.run()
     assert patch.models == [pipe.transformer, pipe.transformer_2]
+    size = {"height": 48, "width": 64, "frames": 9}
+    predicted = summary(pipe, patch.config, **size)
+    with apply_patch(pipe, **PATCH):  # a step calls one of them
+        assert summary(pipe, **size).to_dict() == {**predicted.to_dict(), "patched": True}
     with apply_patch(pipe.transformer_2, **PATCH):
         second = wan.run()
     assert not torch.equal(both, second)
