@@ -9,11 +9,9 @@ from functools import partial
 from statistics import fmean
 from typing import Any
 
-import numpy
-import torch
-
 from ..generate import summary_of
 from ..patch import apply_patch
+from ..pictures import as_tensor
 from ..quality import psnr, ssim
 from ..request import Request
 from ..sampling import Picture, sample
@@ -111,7 +109,8 @@ def validate(
 def _entry(name: str, speedup: float, made: Sequence[Picture], dense: Sequence[Picture]) -> Entry:
     pairs = list(zip(made, dense, strict=True))
     errors = tuple(picture_error(a, b) for a, b in pairs)
-    decibels = [float(psnr(_pixels(a), _pixels(b))) for a, b in pairs]
+    pixels = [(as_tensor(a.image), as_tensor(b.image)) for a, b in pairs]
+    decibels = [float(psnr(*pair)) for pair in pixels]
     finite = [value for value in decibels if value != float("inf")]
     return Entry(
         name,
@@ -119,15 +118,9 @@ def _entry(name: str, speedup: float, made: Sequence[Picture], dense: Sequence[P
         fmean(errors),
         errors,
         fmean(finite) if finite else None,
-        fmean(float(ssim(_pixels(a), _pixels(b))) for a, b in pairs),
+        fmean(float(ssim(*pair)) for pair in pixels),
         fmean(picture.denoising_seconds for picture in made),
     )
-
-
-def _pixels(picture: Picture) -> torch.Tensor:
-    """[1, 3, H, W] in [0, 1]."""
-    pixels = torch.from_numpy(numpy.array(picture.image))
-    return pixels.permute(2, 0, 1)[None].double() / 255.0
 
 
 def _short(value: float) -> float:
