@@ -427,7 +427,7 @@ def test_wrong_input_is_one_line(folder, tmp_path):
 
 
 def test_prompts(tmp_path):
-    assert pick_prompts([], None, None) == list(PROMPTS)
+    assert pick_prompts(None, None, None) == list(PROMPTS)
     assert pick_prompts(["a"], None, None) == ["a"]
     with pytest.raises(ConfigError, match="at least 3"):
         pick_prompts(["a"], None, 3)

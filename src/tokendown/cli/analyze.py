@@ -62,7 +62,7 @@ def analyze(
     """Look into the self-attention of a dense model: similarity, sinks, entropy, errors."""
     with politely(as_json):
         pictures.check_folder(out_folder)
-        words = pick_prompts(prompts or [], prompt_file, None if prompts or prompt_file else 4)
+        words = pick_prompts(prompts, prompt_file, None if prompts or prompt_file else 4)
         words = words[:1] if quick else words
         chosen = (
             opt.parse_numbers(factors, FACTORS, least=2),

@@ -15,6 +15,7 @@ from rich.table import Table
 from .. import captions, pictures, quality, sheets
 from .. import generate as gen
 from .._errors import ConfigError, TokendownError
+from ..analyze.prompts import read_prompts
 from ..methods import DENSE, Method, parse_method
 from ..models import builtin
 from ..summary import Summary
@@ -154,30 +155,14 @@ def _finished(made: Iterable[sheets.Row]) -> tuple[list[sheets.Row], BaseExcepti
     return rows, None
 
 
-def read_prompts(given: Sequence[str] | None, file: Path | None) -> list[str]:
-    """The prompts of the command line, then those of the file.
-
-    Raises:
-        ConfigError: there is none, or the file cannot be read.
-    """
-    prompts = list(given or ())
-    if file is not None:
-        try:
-            lines = file.read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"cannot read prompts from {file}") from error
-        prompts += [line.strip() for line in lines if line.strip()]
-    if not prompts:
-        raise ConfigError('expected a prompt, such as: tokendown compare "a red heart" "a dog"')
-    return prompts
-
-
 def read_requests(given: Mapping[str, Any], prompts: Sequence[str]) -> list[gen.Request]:
     """One for each prompt and seed.
 
     Raises:
-        ConfigError: an option is wrong.
+        ConfigError: there is no prompt, or an option is wrong.
     """
+    if not prompts:
+        raise ConfigError('expected a prompt, such as: tokendown compare "a red heart" "a dog"')
     options = {name: given[name] for name in _PLAIN if given[name] is not None}
     width, height = opt.parse_size(given["size"])
     return [

@@ -89,7 +89,7 @@ def _tune(given: Mapping[str, Any], target: Target) -> tuple[Tuning, dict[str, A
     quick, own = given["quick"], given["prompts"] or given["prompt_file"]
     checks = given["held_out"] or (1 if quick else 2)
     default = checks + (1 if quick else 2)
-    words = pick_prompts(given["prompts"] or [], given["prompt_file"], None if own else default)
+    words = pick_prompts(given["prompts"], given["prompt_file"], None if own else default)
     if len(words) <= checks:
         raise ConfigError(f"expected more than {checks} prompts, got {len(words)}")
     candidates = {
