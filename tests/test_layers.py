@@ -25,7 +25,7 @@ LAYERS = [
     {"adapters/"},
     {"patch"},
     {"summary"},
-    {"models/", "quality/", "methods"},
+    {"models/", "quality/", "methods", "counting"},
     {"videos", "originals", "captions", "request"},
     {"pictures", "calls"},
     {"sizes"},

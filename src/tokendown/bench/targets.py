@@ -16,6 +16,7 @@ from ..adapters import skeleton
 from ..adapters.families import installed_plan
 from ..adapters.inputs import denoiser_inputs
 from ..adapters.schedule import Follower, release
+from ..counting import call
 from ..models.sources import need_diffusers, out_of_memory, pick_device, pick_dtype
 from ..patch import find_denoisers
 from ..scales import spatial_scale
@@ -147,12 +148,6 @@ class Target:
             return {"whole_model": extrapolate(total, clock.seconds, timed, depths)}
 
         return step
-
-
-def call(denoiser: Any, inputs: dict[str, Any]) -> None:
-    """The sample by position, since tomesd looks for it there; the rest by name."""
-    (_, sample), *rest = inputs.items()
-    denoiser(sample, **dict(rest))
 
 
 class PipelineTarget(Target):

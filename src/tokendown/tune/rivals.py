@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
-
-import torch
 
 from .._errors import NothingPatchedError
 from ..adapters.inputs import denoiser_inputs
 from ..adapters.skeleton import on_meta
 from ..analyze.measures import Candidate
 from ..config import AUTO_ANCHORS, PatchConfig
+from ..counting import counted_flops
 from ..generate import summary_of
-from ..methods import finest_level, merged
+from ..methods import finest_level
+from ..methods import merged as merge
 from ..patch import find_denoisers
 from ..request import Request
 from ..scales import spatial_scale
@@ -86,7 +85,7 @@ class Tome:
     def on(self, model: Any) -> AbstractContextManager[None]:
         """Applied to a U-Net, or that of a pipeline, for as long as the block runs."""
         denoiser = find_denoisers(model)[0]
-        return merged(denoiser, self.ratio, self.stride, finest_level(denoiser))
+        return merge(denoiser, self.ratio, self.stride, finest_level(denoiser))
 
 
 def tomes(pipe: Any, factor: int) -> list[Tome]:
@@ -103,22 +102,7 @@ def tomes(pipe: Any, factor: int) -> list[Tome]:
 def tome_speedup(pipe: Any, tome: Tome, height: int, width: int) -> float | None:
     """Dense over patched FLOPs of one call, counted on the skeleton; None if it cannot be."""
     scale = spatial_scale(pipe)
-
-    def count(patched: Callable[[Any], Any] | None) -> int:
-        from torch.utils.flop_counter import FlopCounterMode
-
-        model: Any = on_meta(find_denoisers(pipe)[0])
-        inputs = denoiser_inputs(model, height // scale, width // scale, batch=2, device="meta")
-        first = [inputs.pop("sample"), inputs.pop("timestep")]  # it reads the positional ones
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            if patched is None:
-                model(*first, **inputs)
-            else:
-                with patched(model):
-                    model(*first, **inputs)
-        return int(counter.get_total_flops())
-
-    try:
-        return count(None) / count(tome.on)
-    except (NotImplementedError, RuntimeError, KeyError):
-        return None
+    model: Any = on_meta(find_denoisers(pipe)[0])
+    inputs = denoiser_inputs(model, height // scale, width // scale, batch=2, device="meta")
+    dense, merged = counted_flops(model, inputs), counted_flops(model, inputs, tome.on)
+    return dense / merged if dense and merged else None
