@@ -146,6 +146,11 @@ def is_window(start: Any, stop: Any) -> bool:
     return numbers and 0.0 <= start < stop <= 1.0
 
 
+def in_window(step: int, steps: int, start: float, stop: float) -> bool:
+    """Whether a step of so many, from 0 on, begins in a part of the schedule."""
+    return start <= step / steps < stop
+
+
 def expect(ok: bool, expected: str, got: object) -> None:
     """Raises a ConfigError unless ``ok``."""
     if not ok:

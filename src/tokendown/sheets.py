@@ -16,10 +16,12 @@ from .methods import DENSE, Method
 from .models.loading import fingerprint
 from .models.sources import versions
 from .request import Request
+from .rounding import significant
 from .sampling import Picture, Progress, sample
 from .summary import Summary
 
 Numbers = dict[str, float | None]
+_DIGITS = 6  # that numbers are kept with
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,7 @@ def measure(
     each = [_measure(*pair, lpips) for pair in zip(frames, dense, strict=True)]
     found = {name: _mean([numbers[name] for numbers in each]) for name in each[0]}
     if len(each) > 1 and found["mse"]:
-        found["psnr_db"] = _short(-10 * math.log10(found["mse"]))
+        found["psnr_db"] = significant(-10 * math.log10(found["mse"]), _DIGITS)
     return found
 
 
@@ -132,7 +134,10 @@ def _measure(image: Image.Image, dense: Image.Image, lpips: quality.Lpips | None
         "hpf": float(quality.hpf(x)) if side >= 3 else None,
         "hpf_dense": float(quality.hpf(y)) if side >= 3 else None,
     }
-    return {name: None if value is None else _short(value) for name, value in found.items()}
+    return {
+        name: None if value is None else significant(value, _DIGITS)
+        for name, value in found.items()
+    }
 
 
 def means(rows: Sequence[Row], method: Method) -> Numbers:
@@ -143,7 +148,7 @@ def means(rows: Sequence[Row], method: Method) -> Numbers:
 
 def _mean(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None]
-    return _short(statistics.mean(known)) if len(known) == len(values) else None
+    return significant(statistics.mean(known), _DIGITS) if len(known) == len(values) else None
 
 
 def record(
@@ -160,7 +165,7 @@ def record(
                 **method.to_dict(),
                 "predicted_speedup": None
                 if p is None
-                else _short(speedup_of(p, rows[0].pictures[method])),
+                else significant(speedup_of(p, rows[0].pictures[method]), _DIGITS),
                 "keys": None if p is None else [[k.keys_before, k.keys_after] for k in p.layers],
                 "means": means(rows, method),
             }
@@ -213,8 +218,3 @@ def words(numbers: Numbers, method: Method) -> list[str]:
              "lpips": "LPIPS {:.3f}", "mse": "MSE {:.2e}"}  # fmt: skip
     values = ((form, numbers[name]) for name, form in kinds.items())
     return [form.format(value) for form, value in values if value is not None] + lines
-
-
-def _short(value: float) -> float:
-    """Six significant digits."""
-    return float(f"{value:.6g}")

@@ -14,10 +14,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from .._errors import ConfigError
-from ..config import CellMethod
+from ..config import CellMethod, in_window
 from ..grid import Grid
 from ..patch import find_denoisers
 from ..request import Request
+from ..rounding import significant
 from ..sampling import Picture, Progress, sample
 from .measures import Candidate, overlap, top_tokens
 from .probe import LayerProbe, Probe
@@ -67,7 +68,7 @@ class LayerAnalysis:
         if candidate.factor == 1:
             return 0.0
         steps = self.errors[candidate]
-        return fmean(x for i, x in enumerate(steps) if start <= i / len(steps) < stop)
+        return fmean(x for i, x in enumerate(steps) if in_window(i, len(steps), start, stop))
 
 
 @dataclass(frozen=True)
@@ -237,14 +238,10 @@ def _gather(probes: list[LayerProbe], each: int) -> LayerAnalysis:
 
 def _by_step(values: Sequence[float], each: int) -> list[float]:
     """Mean over the calls of a step."""
-    return _rounded([fmean(values[i : i + each]) for i in range(0, len(values), each)])
+    return [significant(fmean(values[i : i + each]), 4) for i in range(0, len(values), each)]
 
 
 def _small_map(values: Tensor, grid: Grid) -> list[list[float]]:
     size = (min(_MAP, grid.height), min(_MAP, grid.width))
     pooled = functional.adaptive_max_pool2d(values.view(1, grid.height, grid.width), size)
-    return [_rounded(row) for row in pooled[0].tolist()]
-
-
-def _rounded(values: Sequence[float]) -> list[float]:
-    return [float(f"{value:.4g}") for value in values]
+    return [[significant(value, 4) for value in row] for row in pooled[0].tolist()]

@@ -14,6 +14,7 @@ from ..patch import apply_patch
 from ..pictures import as_tensor
 from ..quality import psnr, ssim
 from ..request import Request
+from ..rounding import significant
 from ..sampling import Picture, sample
 from ..tuned import TunedPlan
 from .effects import picture_error
@@ -47,9 +48,9 @@ class Entry:
     def to_dict(self) -> dict[str, Any]:
         """As JSON types, rounded."""
         return {
-            name: [_short(x) for x in value]
+            name: [significant(x, 4) for x in value]
             if isinstance(value, tuple)
-            else (_short(value) if isinstance(value, float) else value)
+            else (significant(value, 4) if isinstance(value, float) else value)
             for name, value in asdict(self).items()
         }
 
@@ -121,7 +122,3 @@ def _entry(name: str, speedup: float, made: Sequence[Picture], dense: Sequence[P
         fmean(float(ssim(*pair)) for pair in pixels),
         fmean(picture.denoising_seconds for picture in made),
     )
-
-
-def _short(value: float) -> float:
-    return float(f"{value:.4g}")
