@@ -424,7 +424,7 @@ def test_wrong_input_is_one_line(folder, tmp_path):
     assert "numbers such as" in run_for_error(*base, "--factors", "two")
     assert "at least 2" in run_for_error("analyze", "--model", folder, "--factors", "1")
     assert "not a readable text file" in run_for_error(*base, "--prompts", tmp_path / "none")
-    assert "paper or auto" in run_for_error(*base, "--like", "best")
+    assert "'paper' or 'auto'" in run_for_error(*base, "--like", "best")
 
 
 def test_prompts(tmp_path):

@@ -73,7 +73,9 @@ def tune(
     """Choose factor, anchors and steps of every layer from a few prompts; write a plan."""
     with politely(as_json):
         pictures.check_folder(out_folder)
-        tuning, origin = _tune(ctx.params, _target(error, speedup, like))
+        default = "auto" if error is None and speedup is None else None
+        target = Target(error, speedup, default if like is None else like)  # type: ignore[arg-type]
+        tuning, origin = _tune(ctx.params, target)
         files = _save(out_folder, tuning, origin)
         for note in tuning.notes:
             warn(note)
@@ -105,14 +107,6 @@ def _tune(given: Mapping[str, Any], target: Target) -> tuple[Tuning, dict[str, A
         )  # fmt: skip
     made_on = hardware(torch.device(request.device))
     return tuning, {"weights": fingerprint(pipe), "hardware": made_on, **software()}
-
-
-def _target(error: float | None, speedup: float | None, like: str | None) -> Target:
-    if like not in (None, "paper", "auto"):
-        raise ConfigError(f"expected --like paper or auto, got {like!r}")
-    if error is None and speedup is None and like is None:
-        like = "auto"
-    return Target(error, speedup, like)  # type: ignore[arg-type]
 
 
 def _save(folder: Path, tuning: Tuning, origin: dict[str, Any]) -> list[Path]:
