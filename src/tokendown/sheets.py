@@ -116,9 +116,9 @@ def measure(
 def _measure(image: Image.Image, dense: Image.Image, lpips: quality.Lpips | None) -> Numbers:
     """None where a number is infinite or undefined.
 
-    PSNR in dB is infinite for equal pictures; SSIM needs 11 pixels a side, MS-SSIM 176, LPIPS 31
-    and its weights. All of them are computed on the device of the latter, where there are any.
-    ``hpf`` and ``hpf_dense`` are the detail of either picture.
+    PSNR in dB is infinite for equal pictures; SSIM, MS-SSIM, LPIPS and HPF need sides of so
+    many pixels, LPIPS its weights as well. All of them are computed on the device of the latter,
+    where there are any. ``hpf`` and ``hpf_dense`` are the detail of either picture.
     """
     x, y = pictures.as_tensor(image), pictures.as_tensor(dense)
     if lpips is not None:
@@ -129,10 +129,10 @@ def _measure(image: Image.Image, dense: Image.Image, lpips: quality.Lpips | None
         "mse": float(quality.mse(x, y)),
         "psnr_db": None if math.isinf(decibels) else decibels,
         "ssim": float(quality.ssim(x, y)) if side >= quality.SSIM_WINDOW else None,
-        "ms_ssim": float(quality.ms_ssim(x, y)) if side >= 176 else None,
-        "lpips": float(lpips(x, y)) if lpips is not None and side >= 31 else None,
-        "hpf": float(quality.hpf(x)) if side >= 3 else None,
-        "hpf_dense": float(quality.hpf(y)) if side >= 3 else None,
+        "ms_ssim": float(quality.ms_ssim(x, y)) if side >= quality.MS_SSIM_SIDE else None,
+        "lpips": float(lpips(x, y)) if lpips is not None and side >= quality.LPIPS_SIDE else None,
+        "hpf": float(quality.hpf(x)) if side >= quality.HPF_SIDE else None,
+        "hpf_dense": float(quality.hpf(y)) if side >= quality.HPF_SIDE else None,
     }
     return {
         name: None if value is None else significant(value, _DIGITS)
