@@ -17,7 +17,7 @@ from .models.loading import fingerprint
 from .models.sources import versions
 from .request import Request
 from .rounding import significant
-from .sampling import Picture, Progress, sample
+from .sampling import Picture, Progress, nth, sample
 from .summary import Summary
 
 Numbers = dict[str, float | None]
@@ -76,19 +76,14 @@ def make_rows(
         As make_picture.
     """
     assert methods[0] == DENSE, "distances are to the dense picture"
-    done = 0
+    count = len(requests) * len(methods)
+    advances = (nth(progress, index, count) for index in range(count))
     for request in requests:
         made: dict[Method, Picture] = {}
         for method in methods:
-            one = replace(request, config=method.config)
-
-            def advance(step: int, steps: int, before: int = done) -> None:
-                if progress is not None:
-                    progress(before * steps + step, len(requests) * len(methods) * steps)
-
             with method.on(pipe, request.seed):
-                made[method] = sample(pipe, one, advance)
-            done += 1
+                one = replace(request, config=method.config)
+                made[method] = sample(pipe, one, next(advances))
         dense = made[DENSE].frames
         numbers = {m: measure(picture.frames, dense, lpips) for m, picture in made.items()}
         yield Row(replace(request, config=None), made, numbers)

@@ -19,7 +19,7 @@ from ..grid import Grid
 from ..patch import find_denoisers
 from ..request import Request
 from ..rounding import significant
-from ..sampling import Picture, Progress, sample
+from ..sampling import Picture, Progress, nth, sample
 from .measures import Candidate, overlap, top_tokens
 from .probe import LayerProbe, Probe
 
@@ -173,13 +173,8 @@ def analyze(
     runs = []
     for index, prompt in enumerate(prompts):
         one = replace(request, prompt=prompt, seed=request.seed + index, config=None)
-
-        def advance(done: int, steps: int, before: int = index) -> None:
-            if progress is not None:
-                progress(before * steps + done, len(prompts) * steps)
-
         with Probe(denoiser, candidates, queries) as probe:
-            picture = sample(pipe, one, advance)
+            picture = sample(pipe, one, nth(progress, index, len(prompts)))
         runs.append(probe)
         if made is not None:
             made(picture)

@@ -210,7 +210,8 @@ class PictureTarget(PipelineTarget):
         return self._picture(width, height, 1)
 
     def _picture(self, width: int, height: int, steps: int | None) -> Work:
-        from ..sampling import fitting_size, sample
+        from ..sampling import sample
+        from ..sizes import fitting_size
 
         pipe, request = self._opened
         request = replace(request, width=width, height=height, steps=steps or request.steps)
