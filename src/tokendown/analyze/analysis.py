@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from statistics import fmean
@@ -103,31 +103,6 @@ class Analysis:
             "timesteps": list(self.timesteps),
             "layers": layers,
         }
-
-    @classmethod
-    def from_dict(cls, record: Mapping[str, Any]) -> Analysis:
-        """The inverse of :meth:`to_dict`, also after a round trip through JSON.
-
-        Raises:
-            ConfigError: it is no analysis.
-        """
-        if record.get("analysis") != 1:
-            raise ConfigError("expected what tokendown analyze wrote")
-        try:
-            layers = []
-            for layer in record["layers"]:
-                errors = {Candidate.parse(key): each for key, each in layer["errors"].items()}
-                grid = (int(layer["grid"][0]), int(layer["grid"][1]))
-                layers.append(LayerAnalysis(**{**layer, "grid": grid, "errors": errors}))
-            return cls(
-                record["model"],
-                dict(record["request"]),
-                tuple(record["prompts"]),
-                tuple(record["timesteps"]),
-                tuple(layers),
-            )
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-            raise ConfigError(f"a damaged analysis: {error!r}") from error
 
 
 def analyze(

@@ -11,7 +11,7 @@ import typer
 
 from .. import generate as gen
 from .. import pictures
-from .._errors import ConfigError, RunError
+from .._errors import RunError
 from ..analyze import Analysis
 from ..analyze import analyze as analyse
 from ..analyze.analysis import ANCHORS, FACTORS, QUERIES
@@ -129,16 +129,3 @@ def save_texts(folder: Path, texts: Mapping[str, str]) -> list[Path]:
     except OSError as error:
         raise RunError(f"cannot write to {folder}: {error.strerror or error}") from error
     return list(files)
-
-
-def load_analysis(path: Path) -> Analysis:
-    """Reads ``analysis.json``.
-
-    Raises:
-        ConfigError: no such file, or not an analysis.
-    """
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: not a readable analysis.json") from error
-    return Analysis.from_dict(record if isinstance(record, dict) else {})

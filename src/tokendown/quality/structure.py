@@ -82,10 +82,10 @@ def ms_ssim(image: Tensor, reference: Tensor, data_range: float = 1.0) -> Tensor
     return product.mean(dim=1)
 
 
-def gaussian_window(size: int = SSIM_WINDOW, sigma: float = SSIM_SIGMA) -> Tensor:
-    """One-dimensional weights that sum to 1, [size], in float64."""
-    places = torch.arange(size, dtype=torch.float64) - (size - 1) / 2
-    weights = torch.exp(-(places**2) / (2 * sigma**2))
+def gaussian_window() -> Tensor:
+    """One-dimensional weights that sum to 1, [SSIM_WINDOW], in float64."""
+    places = torch.arange(SSIM_WINDOW, dtype=torch.float64) - (SSIM_WINDOW - 1) / 2
+    weights = torch.exp(-(places**2) / (2 * SSIM_SIGMA**2))
     return weights / weights.sum()
 
 

@@ -140,7 +140,7 @@ def middle_calls(calls: int, parts: int) -> list[int]:
 
 
 def measure_gains(
-    analysis: Analysis, calls: Calls, reference: Callable[[LayerAnalysis], Candidate], tick: Tick
+    analysis: Analysis, calls: Calls, reference: Callable[[LayerAnalysis], Candidate]
 ) -> dict[str, list[float]]:
     """For every layer with a usable reference one gain a part of the schedule."""
     parts = parts_of(len(calls.kept))
@@ -157,7 +157,6 @@ def measure_gains(
             relative_error(output, want) / max(layer.error(candidate, *part), _TINY)
             for output, want, part in zip(outputs, dense, parts, strict=True)
         ]
-        tick()
     return gains
 
 

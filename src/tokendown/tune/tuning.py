@@ -87,7 +87,7 @@ def tune(
     ticker = _Ticker(progress, 3 * len(prompts) + parts * len(prompts) + 8 + 9 * len(held_out))
     analysis, dense, calls = _look(pipe, request, prompts, rivals, factors, anchors, parts, ticker)
     reference = _reference(analysis, rivals["auto"])
-    gains = measure_gains(analysis, calls, reference, lambda: None)
+    gains = measure_gains(analysis, calls, reference)
     weights = measure_weights(analysis, gains, pipe, dense, reference, ticker.tick)
     prices = pricing.measured(analysis, calls) if measure else _flops(pipe, request, analysis)
     menu = build_menu(analysis, prices, gains, weights)
