@@ -20,7 +20,7 @@ from ..models.loading import fingerprint
 from ..models.sources import versions
 from ..tuned import TunedPlan
 from . import options as opt
-from .compare import keys_text, print_comparison, save_comparison
+from .comparison import keys_text, print_comparison, save_comparison
 from .output import loading, out, politely, print_json, steps_bar, warn
 
 _PLAIN = ("negative_prompt", "model", "base", "lora", "steps", "guidance", "seed", "device",
