@@ -11,17 +11,14 @@ import typer
 
 from .. import generate as gen
 from .. import pictures
-from .._errors import RunError
 from ..analyze import Analysis
 from ..analyze import analyze as analyse
 from ..analyze.analysis import ANCHORS, FACTORS, QUERIES
 from ..analyze.prompts import pick_prompts
 from ..analyze.report import report, similarity_map
-from ..files import write_whole
 from ..models import builtin
 from . import options as opt
-from .generate import is_random
-from .output import loading, out, politely, print_json, steps_bar, warn
+from .output import loading, out, politely, print_json, save_texts, steps_bar, warn
 
 Prompts = Annotated[list[str] | None, typer.Argument(help="What to show. Default: a fixed few.")]
 PromptFile = Annotated[Path | None, typer.Option("--prompts", help="A file, one prompt a line.")]
@@ -95,7 +92,7 @@ def open_for_study(given: Mapping[str, Any], quick: bool) -> tuple[Any, gen.Requ
     request = gen.Request(width=width, height=height, config=None, **changes)
     with loading(request.model):
         pipe, request = gen.open_pipeline(request)
-    if is_random(request):
+    if builtin.is_random(request.model):
         warn(builtin.RANDOM_WARNING)
     return pipe, request
 
@@ -114,18 +111,3 @@ def save_analysis(folder: Path, analysis: Analysis) -> list[Path]:
             "figure4.svg": similarity_map(analysis) + "\n",
         },
     )
-
-
-def save_texts(folder: Path, texts: Mapping[str, str]) -> list[Path]:
-    """Writes text files, replacing those of an earlier run once all are written.
-
-    Raises:
-        RunError: the folder cannot be written.
-    """
-    files = {folder / name: words for name, words in texts.items()}
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_whole(files)
-    except OSError as error:
-        raise RunError(f"cannot write to {folder}: {error.strerror or error}") from error
-    return list(files)

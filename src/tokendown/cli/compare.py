@@ -20,7 +20,6 @@ from ..methods import DENSE, Method, parse_method
 from ..models import builtin
 from ..summary import Summary
 from . import options as opt
-from .generate import is_random
 from .output import end_with, loading, out, politely, print_json, steps_bar, warn
 
 _DEFAULT = ("paper", "auto")
@@ -174,7 +173,7 @@ def read_requests(given: Mapping[str, Any], prompts: Sequence[str]) -> list[gen.
 
 def remarks(request: gen.Request, plans: Mapping[Method, Summary | None]) -> list[str]:
     """What the user should know before waiting."""
-    notes = [builtin.RANDOM_WARNING] if is_random(request) else []
+    notes = [builtin.RANDOM_WARNING] if builtin.is_random(request.model) else []
     for method, plan in plans.items():
         if method.config is None or plan is None:
             continue
@@ -206,7 +205,7 @@ def _save(drawn: _Drawn, folder: Path, limit: int, keep: bool) -> list[Path]:
         for number, row in enumerate(rows):
             for method, picture in row.pictures.items():
                 image = picture.image
-                if is_random(first):
+                if builtin.is_random(first.model):
                     image = captions.with_strip(image, "random weights")
                 suffix = f"-{number}-{pictures.stem_for(method.name, row.request.seed)}"
                 described = {**gen.describe(pipe, picture), "method": method.to_dict()}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from PIL import Image
 from .. import captions, pictures, videos
 from .. import generate as gen
 from .._errors import ConfigError
+from ..bench.machine import busy
 from ..models import builtin
 from ..models.loading import fingerprint
 from ..models.sources import versions
@@ -153,7 +153,7 @@ def read_request(given: Mapping[str, Any], recorded: Mapping[str, Any] | None) -
 def remarks(pipe: Any, request: gen.Request, recorded: Any, plan: Any) -> list[str]:
     """What the user should know before waiting."""
     notes = []
-    if is_random(request):
+    if builtin.is_random(request.model):
         notes.append(builtin.RANDOM_WARNING)
     if plan is not None and not plan.changes_anything:
         notes.append(
@@ -186,21 +186,6 @@ def remarks(pipe: Any, request: gen.Request, recorded: Any, plan: Any) -> list[s
     return notes
 
 
-def busy() -> list[str]:
-    """A remark if other processes will distort what is measured on the CPU."""
-    if not hasattr(os, "getloadavg"):
-        return []
-    load, cores = os.getloadavg()[0], os.cpu_count() or 1
-    if load < 0.75 * cores:
-        return []
-    return [f"this machine is busy (load {load:.1f} on {cores} cores): seconds are not reliable"]
-
-
-def is_random(request: gen.Request) -> bool:
-    """Whether the stand-in without training makes the picture."""
-    return request.model == builtin.NAME and builtin.trained_folder() is None
-
-
 class _Job:
     """Makes, saves and reports the pictures of one command, and keeps what JSON will say."""
 
@@ -212,7 +197,7 @@ class _Job:
         self.folder = folder
         self.as_json = as_json
         self.record: dict[str, Any] = {"request": request.to_dict(), "notes": notes, "images": []}
-        self.random = is_random(request)
+        self.random = builtin.is_random(request.model)
         self.film: dict[str, Any] = {"fps": request.fps, "kind": kind}
 
     def make(self, request: gen.Request, label: str, plan: Any) -> None:

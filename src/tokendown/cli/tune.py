@@ -24,7 +24,7 @@ from ..tune import tune as choose_plan
 from ..tune.report import front_rows, pareto_plot, report, to_dict
 from . import analyze as study
 from . import options as opt
-from .output import out, politely, print_json, steps_bar, warn
+from .output import out, politely, print_json, save_texts, steps_bar, warn
 
 _TARGET = "What to reach (one of these)"
 
@@ -112,7 +112,7 @@ def _tune(given: Mapping[str, Any], target: Target) -> tuple[Tuning, dict[str, A
 def _save(folder: Path, tuning: Tuning, origin: dict[str, Any]) -> list[Path]:
     plan = json.dumps(tuning.plan.to_dict(), indent=1) + "\n"
     return [
-        *study.save_texts(
+        *save_texts(
             folder,
             {
                 "plan.json": plan,
