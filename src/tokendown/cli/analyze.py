@@ -22,12 +22,6 @@ from .output import loading, out, politely, print_json, save_texts, steps_bar, w
 
 Prompts = Annotated[list[str] | None, typer.Argument(help="What to show. Default: a fixed few.")]
 PromptFile = Annotated[Path | None, typer.Option("--prompts", help="A file, one prompt a line.")]
-Steps = Annotated[int | None, typer.Option(help="Default: the pipeline's own.")]
-Guidance = Annotated[float | None, typer.Option(help="Default: the pipeline's own.")]
-Seed = Annotated[int | None, typer.Option(help="Picture i has seed + i. Default 0.")]
-Device = Annotated[str | None, typer.Option(help="Default: the first that works.")]
-Dtype = Annotated[str | None, typer.Option(help="Default: float32 on cpu, else float16.")]
-Folder = Annotated[Path, typer.Option("--out", help="Folder for the files.")]
 Factors = Annotated[str | None, typer.Option(metavar="N,...", help="Candidate factors.")]
 AnchorCounts = Annotated[
     str | None, typer.Option("--anchors", metavar="N,...", help="Candidate numbers of anchors.")
@@ -44,15 +38,15 @@ def analyze(
     prompt_file: PromptFile = None,
     model: opt.Model = None,
     size: opt.Size = None,
-    steps: Steps = None,
-    guidance: Guidance = None,
-    seed: Seed = None,
+    steps: opt.Steps = None,
+    guidance: opt.Guidance = None,
+    seed: opt.Seed = None,
     factors: Factors = None,
     anchors: AnchorCounts = None,
     queries: Annotated[int, typer.Option(min=1, help="Looked at in every layer.")] = QUERIES,
-    device: Device = None,
-    dtype: Dtype = None,
-    out_folder: Folder = Path("out/analysis"),
+    device: opt.Device = None,
+    dtype: opt.Dtype = None,
+    out_folder: opt.Folder = Path("out/analysis"),
     quick: Quick = False,
     as_json: opt.Json = False,
 ) -> None:

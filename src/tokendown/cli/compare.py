@@ -39,19 +39,14 @@ Methods = Annotated[
         "factor=2,method=mean, plan=FILE, tomesd=0.75, ... Several. Default: paper and auto.",
     ),
 ]  # fmt: skip
-Negative = Annotated[str | None, typer.Option("--negative-prompt", "-n", help="What not to show.")]
 Base = Annotated[str | None, typer.Option(help="Configuration of a .safetensors MODEL.")]
 Lora = Annotated[str | None, typer.Option(help=".safetensors file or Hub id.")]
-Steps = Annotated[int | None, typer.Option(help="Default: the pipeline's own.")]
-Guidance = Annotated[float | None, typer.Option(help="Default: the pipeline's own.")]
 Frames = Annotated[
     int | None,
     typer.Option(min=1, help="Of a film, measured whole; its first frame is shown."),
 ]
 Seed = Annotated[int, typer.Option(help="The first seed of each prompt.")]
 Count = Annotated[int, typer.Option(min=1, help="Seeds a prompt.")]
-Device = Annotated[str | None, typer.Option(help="Default: the first that works.")]
-Dtype = Annotated[str | None, typer.Option(help="Default: float32 on cpu, else float16.")]
 Weights = Annotated[
     Path | None,
     typer.Option(metavar="FILE", help="LPIPS weights; scripts/fetch_metrics.py makes them."),
@@ -60,7 +55,6 @@ Limit = Annotated[
     int, typer.Option("--cell", min=64, help="Most pixels of a picture's side on the sheet.")
 ]
 Keep = Annotated[bool, typer.Option("--keep", help="Save every picture as well.")]
-Folder = Annotated[Path, typer.Option("--out", help="Folder for the files.")]
 
 
 def compare(
@@ -69,22 +63,22 @@ def compare(
     prompt_file: PromptFile = None,
     method: Methods = None,
     plan: opt.Plans = None,
-    negative_prompt: Negative = None,
+    negative_prompt: opt.NegativePrompt = None,
     model: opt.Model = None,
     base: Base = None,
     lora: Lora = None,
     size: opt.Size = None,
-    steps: Steps = None,
-    guidance: Guidance = None,
+    steps: opt.Steps = None,
+    guidance: opt.Guidance = None,
     frames: Frames = None,
     seed: Seed = 0,
     count: Count = 1,
-    device: Device = None,
-    dtype: Dtype = None,
+    device: opt.Device = None,
+    dtype: opt.Dtype = None,
     lpips: Weights = None,
     limit: Limit = 384,
     keep: Keep = False,
-    out_folder: Folder = Path("out"),
+    out_folder: opt.Folder = Path("out"),
     as_json: opt.Json = False,
 ) -> None:
     """Compare methods on prompts from the same seeds: a contact sheet, and numbers as JSON."""

@@ -53,9 +53,9 @@ def tune(
     ] = None,
     model: opt.Model = None,
     size: opt.Size = None,
-    steps: study.Steps = None,
-    guidance: study.Guidance = None,
-    seed: study.Seed = None,
+    steps: opt.Steps = None,
+    guidance: opt.Guidance = None,
+    seed: opt.Seed = None,
     factors: study.Factors = None,
     anchors: study.AnchorCounts = None,
     parts: Annotated[
@@ -64,9 +64,9 @@ def tune(
     measure: Annotated[
         bool, typer.Option("--measure", help="Time the layers here instead of counting FLOPs.")
     ] = False,
-    device: study.Device = None,
-    dtype: study.Dtype = None,
-    out_folder: study.Folder = Path("out/plan"),
+    device: opt.Device = None,
+    dtype: opt.Dtype = None,
+    out_folder: opt.Folder = Path("out/plan"),
     quick: study.Quick = False,
     as_json: opt.Json = False,
 ) -> None:
