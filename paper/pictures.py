@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from paper.report import exact
+from paper.terrain import relative_error
 from torch import Tensor
 
 from tokendown import generate as gen
@@ -63,7 +64,5 @@ def latents(
 
 
 def errors(got: list[Tensor], dense: list[Tensor]) -> list[float]:
-    """Mean squared difference over the variance of the dense latents, one a picture."""
-    return [
-        ((a - b).square().mean() / b.var()).item() for a, b in zip(got, dense, strict=True)
-    ]  # fmt: skip
+    """Of the latents of each picture, see :func:`paper.terrain.relative_error`."""
+    return [relative_error(a, b) for a, b in zip(got, dense, strict=True)]

@@ -18,9 +18,9 @@ from tokendown.adapters.inputs import denoiser_inputs
 from tokendown.adapters.skeleton import on_meta
 from tokendown.bench import backends, methods
 from tokendown.bench.compiled import CompiledCopies, share_weights
-from tokendown.bench.cost import counted_flops, predicted_flops
+from tokendown.bench.cost import predicted_flops
 from tokendown.bench.methods import DEFAULT, Scene, Useless, make_method
-from tokendown.bench.targets import call
+from tokendown.counting import call, counted_flops
 from tokendown.tuned import LayerChoice, TunedPlan
 
 BUILD = {"shallow_unet": tiny.shallow_unet, "sdxl_unet": tiny.sdxl_unet, "pixart": tiny.pixart}
@@ -238,7 +238,7 @@ def test_predicted_flops_are_what_the_counter_counts(kind, size):
         except Useless:
             continue
         seen[name] = predicted_flops(method, scene, inputs)
-        assert seen[name] == counted_flops(method, model, inputs)
+        assert seen[name] == counted_flops(model, inputs, method.apply)
     assert seen["bound"] < seen["auto"] < seen["dense"]
     assert seen["minimal"] == seen["nearest"] == seen["nearest-exact"] < seen["dense"]
     if kind != "pixart":

@@ -12,7 +12,7 @@ from tests.test_films import frames_of, generate
 
 from tokendown import ConfigError, captions, pictures
 from tokendown.calls import check_pipeline
-from tokendown.cli.options import parse_parameters
+from tokendown.cli.generate import parse_parameters
 from tokendown.request import Request
 
 # Pictures that go in

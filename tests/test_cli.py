@@ -19,9 +19,9 @@ from typer.testing import CliRunner
 from tokendown import LayerChoice, PatchConfig, TunedPlan, doctor, pictures
 from tokendown import generate as gen
 from tokendown.adapters.families import make_plan
+from tokendown.bench.machine import busy
 from tokendown.cli import main, options
 from tokendown.cli.app import app
-from tokendown.cli.generate import busy
 from tokendown.cli.options import parse_factor, parse_size, patch_config
 from tokendown.models import builtin
 

@@ -25,10 +25,11 @@ from tokendown import (
     pictures,
 )
 from tokendown._errors import LoadError, RunError
+from tokendown.calls import check_pipeline
 from tokendown.generate import Request, compare, describe, make_picture, open_pipeline
 from tokendown.models import blueprint, builtin, loading
 from tokendown.models.sources import kind_of, pick_device, pick_dtype
-from tokendown.sampling import check_pipeline, fitting_size
+from tokendown.sizes import fitting_size
 from tokendown.summary import summary
 
 CPU = {"device": torch.device("cpu"), "dtype": torch.float32}

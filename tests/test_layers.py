@@ -17,7 +17,7 @@ ROOT = Path(tokendown.__file__).parent
 # slash is a folder: its files may import each other. Put a new file into the row where it belongs.
 LAYERS = [
     {"_errors"},
-    {"config", "files", "grid", "flops", "scales", "jitter"},
+    {"config", "files", "grid", "flops", "scales", "jitter", "rounding"},
     {"tuned"},
     {"multiplicity"},
     {"select"},
@@ -25,7 +25,7 @@ LAYERS = [
     {"adapters/"},
     {"patch"},
     {"summary"},
-    {"models/", "quality/", "methods"},
+    {"models/", "quality/", "methods", "counting"},
     {"videos", "originals", "captions", "request"},
     {"pictures", "calls"},
     {"sizes"},
@@ -38,7 +38,7 @@ ANYTHING = {"__init__", "__main__"}  # they only gather names
 
 # What a row may import from outside besides torch and the standard library, when it is loaded.
 LIGHT = {"torch", "typing_extensions"}
-TORCH_FREE = {"_errors", "config", "files", "grid", "flops", "scales", "tuned"}
+TORCH_FREE = {"_errors", "config", "files", "grid", "flops", "scales", "rounding", "tuned"}
 
 
 def unit(path: Path) -> str:

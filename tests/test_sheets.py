@@ -216,7 +216,7 @@ def test_compare_keeps_pictures_on_request_and_says_what_changes_nothing(folder,
         (("a", "--method", "tomesd=2"), "between 0 and 1"),
         (("a", "--method", "factor=16:2"), "no self-attention"),
         (("a", "--lpips", "missing.safetensors"), "no such file"),
-        (("--prompts", "missing.txt"), "cannot read prompts"),
+        (("--prompts", "missing.txt"), "missing.txt: not a readable text file"),
     ],
 )
 def test_wrong_input_is_one_line_and_leaves_nothing(folder, tmp_path, words, part):

@@ -20,6 +20,7 @@ from tokendown import ConfigError, PatchConfig, TunedPlan, apply_patch, summary
 from tokendown.analyze import Analysis, LayerAnalysis
 from tokendown.analyze.measures import DENSE, Candidate
 from tokendown.analyze.prompts import PROMPTS, pick_prompts
+from tokendown.methods import parse_method
 from tokendown.tune import Target, tune
 from tokendown.tune.contest import Contest, readings, uniform
 from tokendown.tune.costs import Costs, measured
@@ -27,7 +28,7 @@ from tokendown.tune.effects import Calls, Uniform, middle_calls, parts_of, plan_
 from tokendown.tune.knapsack import best_tradeoffs
 from tokendown.tune.menu import Menu, build_menu, choose
 from tokendown.tune.report import pareto_plot, report, to_dict
-from tokendown.tune.rivals import Tome, tome_speedup
+from tokendown.tune.rivals import tome_speedup
 from tokendown.tune.tuning import dominated
 from tokendown.tune.validate import Entry
 from tokendown.tuned import LayerChoice
@@ -423,11 +424,11 @@ def test_wrong_input_is_one_line(folder, tmp_path):
     assert "numbers such as" in run_for_error(*base, "--factors", "two")
     assert "at least 2" in run_for_error("analyze", "--model", folder, "--factors", "1")
     assert "not a readable text file" in run_for_error(*base, "--prompts", tmp_path / "none")
-    assert "paper or auto" in run_for_error(*base, "--like", "best")
+    assert "'paper' or 'auto'" in run_for_error(*base, "--like", "best")
 
 
 def test_prompts(tmp_path):
-    assert pick_prompts([], None, None) == list(PROMPTS)
+    assert pick_prompts(None, None, None) == list(PROMPTS)
     assert pick_prompts(["a"], None, None) == ["a"]
     with pytest.raises(ConfigError, match="at least 3"):
         pick_prompts(["a"], None, 3)
@@ -447,7 +448,8 @@ def test_tomesd_merges_where_self_attention_is():
             return model(given.pop("sample"), **given).sample  # it looks for that by position
 
     dense = run()
-    assert tome_speedup(SimpleNamespace(unet=model), Tome(0.75, 2), 128, 128) > 1.01
-    with Tome(0.75, 2).on(model):
+    pipe, tome = SimpleNamespace(unet=model), parse_method("tomesd=0.75,stride=2")
+    assert tome_speedup(pipe, tome, 128, 128) > 1.01
+    with tome.on(pipe):
         assert not torch.equal(run(), dense)
     assert torch.equal(run(), dense)

@@ -90,9 +90,7 @@ class PatchConfig:
         expect(is_int(self.budget, 1), "a budget of at least 1 key", self.budget)
         expect(is_int(self.anchors, 0), "a number of anchors >= 0", self.anchors)
         expect(
-            _is_number(self.start)
-            and _is_number(self.stop)
-            and 0.0 <= self.start < self.stop <= 1.0,
+            is_window(self.start, self.stop),
             "0 <= start < stop <= 1 (fractions of the schedule)",
             f"start={self.start!r}, stop={self.stop!r}",
         )
@@ -142,8 +140,15 @@ def is_int(value: object, least: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+def is_window(start: Any, stop: Any) -> bool:
+    """Whether they are numbers that bound a part of the schedule, which is [0, 1]."""
+    numbers = all(isinstance(x, (int, float)) and not isinstance(x, bool) for x in (start, stop))
+    return numbers and 0.0 <= start < stop <= 1.0
+
+
+def in_window(step: int, steps: int, start: float, stop: float) -> bool:
+    """Whether a step of so many, from 0 on, begins in a part of the schedule."""
+    return start <= step / steps < stop
 
 
 def expect(ok: bool, expected: str, got: object) -> None:

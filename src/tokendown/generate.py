@@ -16,7 +16,7 @@ from .models.sources import pick_device, pick_dtype, versions
 from .originals import sha256_of
 from .patch import apply_patch
 from .request import Request
-from .sampling import Picture, Progress, sample
+from .sampling import Picture, Progress, nth, sample
 from .sizes import fitting_fps, fitting_frames, fitting_size
 from .summary import Summary, summary
 
@@ -169,15 +169,10 @@ def compare(
     requests = [replace(request, config=None), request]
     for each in requests:
         make_picture(pipe, replace(each, steps=fewest_steps(pipe, request)))
-    pictures = []
-    for index, each in enumerate(requests):
-
-        def both(done: int, steps: int, before: int = index) -> None:
-            if progress is not None:
-                progress(before * steps + done, 2 * steps)
-
-        pictures.append(make_picture(pipe, each, both))
-    return Comparison(pictures[0], pictures[1], plan)
+    dense, patched = (
+        make_picture(pipe, each, nth(progress, index, 2)) for index, each in enumerate(requests)
+    )
+    return Comparison(dense, patched, plan)
 
 
 def predict(pipe: Any, request: Request) -> Summary | None:

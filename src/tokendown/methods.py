@@ -31,7 +31,7 @@ class Method:
     """One way of making a picture.
 
     Attributes:
-        name: as it was typed.
+        name: as it was typed, or for people.
         config: of the patch; None without one.
         tomesd: None, or the ratio of tokens that tomesd merges away and its stride.
     """

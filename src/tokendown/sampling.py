@@ -15,17 +15,31 @@ from PIL import Image
 from torch import Tensor
 
 from ._errors import ConfigError, RunError, TokendownError
-from .calls import call_parameters, check_pipeline, frames_name, image_name
+from .calls import call_parameters, frames_name, image_name
 from .models.sources import first_line, out_of_memory, synchronize
 from .originals import open_original
 from .patch import find_denoisers
 from .request import Request
-from .sizes import check_multiple, fitting_size, fps_name
+from .sizes import check_multiple, fps_name
 
 Progress = Callable[[int, int], None]
 """Called after every step with the number of steps done and of all steps."""
 
-__all__ = ["Picture", "Progress", "call_parameters", "check_pipeline", "fitting_size", "sample"]
+
+def nth(progress: Progress | None, index: int, count: int) -> Progress:
+    """What to call with the steps of one picture of several, the first is 0.
+
+    Args:
+        progress: is told the steps of all of them together.
+        index: which one.
+        count: how many there are, of as many steps each.
+    """
+
+    def advance(done: int, steps: int) -> None:
+        if progress is not None:
+            progress(index * steps + done, count * steps)
+
+    return advance
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,12 @@ from .methods import DENSE, Method
 from .models.loading import fingerprint
 from .models.sources import versions
 from .request import Request
-from .sampling import Picture, Progress, sample
+from .rounding import significant
+from .sampling import Picture, Progress, nth, sample
 from .summary import Summary
 
 Numbers = dict[str, float | None]
+_DIGITS = 6  # that numbers are kept with
 
 
 @dataclass(frozen=True)
@@ -74,19 +76,14 @@ def make_rows(
         As make_picture.
     """
     assert methods[0] == DENSE, "distances are to the dense picture"
-    done = 0
+    count = len(requests) * len(methods)
+    advances = (nth(progress, index, count) for index in range(count))
     for request in requests:
         made: dict[Method, Picture] = {}
         for method in methods:
-            one = replace(request, config=method.config)
-
-            def advance(step: int, steps: int, before: int = done) -> None:
-                if progress is not None:
-                    progress(before * steps + step, len(requests) * len(methods) * steps)
-
             with method.on(pipe, request.seed):
-                made[method] = sample(pipe, one, advance)
-            done += 1
+                one = replace(request, config=method.config)
+                made[method] = sample(pipe, one, next(advances))
         dense = made[DENSE].frames
         numbers = {m: measure(picture.frames, dense, lpips) for m, picture in made.items()}
         yield Row(replace(request, config=None), made, numbers)
@@ -107,16 +104,16 @@ def measure(
     each = [_measure(*pair, lpips) for pair in zip(frames, dense, strict=True)]
     found = {name: _mean([numbers[name] for numbers in each]) for name in each[0]}
     if len(each) > 1 and found["mse"]:
-        found["psnr_db"] = _short(-10 * math.log10(found["mse"]))
+        found["psnr_db"] = significant(-10 * math.log10(found["mse"]), _DIGITS)
     return found
 
 
 def _measure(image: Image.Image, dense: Image.Image, lpips: quality.Lpips | None) -> Numbers:
     """None where a number is infinite or undefined.
 
-    PSNR in dB is infinite for equal pictures; SSIM needs 11 pixels a side, MS-SSIM 176, LPIPS 31
-    and its weights. All of them are computed on the device of the latter, where there are any.
-    ``hpf`` and ``hpf_dense`` are the detail of either picture.
+    PSNR in dB is infinite for equal pictures; SSIM, MS-SSIM, LPIPS and HPF need sides of so
+    many pixels, LPIPS its weights as well. All of them are computed on the device of the latter,
+    where there are any. ``hpf`` and ``hpf_dense`` are the detail of either picture.
     """
     x, y = pictures.as_tensor(image), pictures.as_tensor(dense)
     if lpips is not None:
@@ -127,12 +124,15 @@ def _measure(image: Image.Image, dense: Image.Image, lpips: quality.Lpips | None
         "mse": float(quality.mse(x, y)),
         "psnr_db": None if math.isinf(decibels) else decibels,
         "ssim": float(quality.ssim(x, y)) if side >= quality.SSIM_WINDOW else None,
-        "ms_ssim": float(quality.ms_ssim(x, y)) if side >= 176 else None,
-        "lpips": float(lpips(x, y)) if lpips is not None and side >= 31 else None,
-        "hpf": float(quality.hpf(x)) if side >= 3 else None,
-        "hpf_dense": float(quality.hpf(y)) if side >= 3 else None,
+        "ms_ssim": float(quality.ms_ssim(x, y)) if side >= quality.MS_SSIM_SIDE else None,
+        "lpips": float(lpips(x, y)) if lpips is not None and side >= quality.LPIPS_SIDE else None,
+        "hpf": float(quality.hpf(x)) if side >= quality.HPF_SIDE else None,
+        "hpf_dense": float(quality.hpf(y)) if side >= quality.HPF_SIDE else None,
     }
-    return {name: None if value is None else _short(value) for name, value in found.items()}
+    return {
+        name: None if value is None else significant(value, _DIGITS)
+        for name, value in found.items()
+    }
 
 
 def means(rows: Sequence[Row], method: Method) -> Numbers:
@@ -143,7 +143,7 @@ def means(rows: Sequence[Row], method: Method) -> Numbers:
 
 def _mean(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None]
-    return _short(statistics.mean(known)) if len(known) == len(values) else None
+    return significant(statistics.mean(known), _DIGITS) if len(known) == len(values) else None
 
 
 def record(
@@ -160,7 +160,7 @@ def record(
                 **method.to_dict(),
                 "predicted_speedup": None
                 if p is None
-                else _short(speedup_of(p, rows[0].pictures[method])),
+                else significant(speedup_of(p, rows[0].pictures[method]), _DIGITS),
                 "keys": None if p is None else [[k.keys_before, k.keys_after] for k in p.layers],
                 "means": means(rows, method),
             }
@@ -213,8 +213,3 @@ def words(numbers: Numbers, method: Method) -> list[str]:
              "lpips": "LPIPS {:.3f}", "mse": "MSE {:.2e}"}  # fmt: skip
     values = ((form, numbers[name]) for name, form in kinds.items())
     return [form.format(value) for form, value in values if value is not None] + lines
-
-
-def _short(value: float) -> float:
-    """Six significant digits."""
-    return float(f"{value:.6g}")

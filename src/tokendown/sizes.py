@@ -128,7 +128,7 @@ def fitting_frames(pipe: Any, request: Request) -> int | None:
     if frames is None:
         return native
     rest = (native or 1) % step  # 1 for a causal VAE
-    if frames % step != rest % step:
+    if frames % step != rest:
         near = max(0, round((frames - rest) / step)) * step + rest
         raise ConfigError(
             f"{frames} frames: this model makes {step}k{f' + {rest}' if rest else ''} frames, "

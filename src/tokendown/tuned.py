@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from ._errors import ConfigError, LoadError
-from .config import Method, PatchConfig, expect
+from .config import Method, PatchConfig, expect, is_int, is_window
 from .files import write_whole
 
 VERSION = 1
@@ -48,7 +48,7 @@ class LayerChoice:
             raise ConfigError(f"a plan: expected the name of a layer, got {self.name!r}")
         for name, least in (("channels", 1), ("heads", 1), ("factor", 1), ("anchors", 0)):
             value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            if not is_int(value, least):
                 raise ConfigError(
                     f"a plan, {self.name}: expected {name} of at least {least}, got {value!r}"
                 )
@@ -57,10 +57,7 @@ class LayerChoice:
                 f"a plan, {self.name}: expected a method of {', '.join(get_args(Method))}, got "
                 f"{self.method!r}"
             )
-        window = (self.start, self.stop)
-        if not all(isinstance(x, (int, float)) and not isinstance(x, bool) for x in window) or not (
-            0.0 <= self.start < self.stop <= 1.0
-        ):
+        if not is_window(self.start, self.stop):
             raise ConfigError(
                 f"a plan, {self.name}: expected 0 <= start < stop <= 1, got {self.start!r}, "
                 f"{self.stop!r}"

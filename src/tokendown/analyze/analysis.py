@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from statistics import fmean
@@ -14,11 +14,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from .._errors import ConfigError
-from ..config import CellMethod
+from ..config import CellMethod, in_window
 from ..grid import Grid
 from ..patch import find_denoisers
 from ..request import Request
-from ..sampling import Picture, Progress, sample
+from ..rounding import significant
+from ..sampling import Picture, Progress, nth, sample
 from .measures import Candidate, overlap, top_tokens
 from .probe import LayerProbe, Probe
 
@@ -67,7 +68,7 @@ class LayerAnalysis:
         if candidate.factor == 1:
             return 0.0
         steps = self.errors[candidate]
-        return fmean(x for i, x in enumerate(steps) if start <= i / len(steps) < stop)
+        return fmean(x for i, x in enumerate(steps) if in_window(i, len(steps), start, stop))
 
 
 @dataclass(frozen=True)
@@ -102,31 +103,6 @@ class Analysis:
             "timesteps": list(self.timesteps),
             "layers": layers,
         }
-
-    @classmethod
-    def from_dict(cls, record: Mapping[str, Any]) -> Analysis:
-        """The inverse of :meth:`to_dict`, also after a round trip through JSON.
-
-        Raises:
-            ConfigError: it is no analysis.
-        """
-        if record.get("analysis") != 1:
-            raise ConfigError("expected what tokendown analyze wrote")
-        try:
-            layers = []
-            for layer in record["layers"]:
-                errors = {Candidate.parse(key): each for key, each in layer["errors"].items()}
-                grid = (int(layer["grid"][0]), int(layer["grid"][1]))
-                layers.append(LayerAnalysis(**{**layer, "grid": grid, "errors": errors}))
-            return cls(
-                record["model"],
-                dict(record["request"]),
-                tuple(record["prompts"]),
-                tuple(record["timesteps"]),
-                tuple(layers),
-            )
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-            raise ConfigError(f"a damaged analysis: {error!r}") from error
 
 
 def analyze(
@@ -172,13 +148,8 @@ def analyze(
     runs = []
     for index, prompt in enumerate(prompts):
         one = replace(request, prompt=prompt, seed=request.seed + index, config=None)
-
-        def advance(done: int, steps: int, before: int = index) -> None:
-            if progress is not None:
-                progress(before * steps + done, len(prompts) * steps)
-
         with Probe(denoiser, candidates, queries) as probe:
-            picture = sample(pipe, one, advance)
+            picture = sample(pipe, one, nth(progress, index, len(prompts)))
         runs.append(probe)
         if made is not None:
             made(picture)
@@ -237,14 +208,10 @@ def _gather(probes: list[LayerProbe], each: int) -> LayerAnalysis:
 
 def _by_step(values: Sequence[float], each: int) -> list[float]:
     """Mean over the calls of a step."""
-    return _rounded([fmean(values[i : i + each]) for i in range(0, len(values), each)])
+    return [significant(fmean(values[i : i + each]), 4) for i in range(0, len(values), each)]
 
 
 def _small_map(values: Tensor, grid: Grid) -> list[list[float]]:
     size = (min(_MAP, grid.height), min(_MAP, grid.width))
     pooled = functional.adaptive_max_pool2d(values.view(1, grid.height, grid.width), size)
-    return [_rounded(row) for row in pooled[0].tolist()]
-
-
-def _rounded(values: Sequence[float]) -> list[float]:
-    return [float(f"{value:.4g}") for value in values]
+    return [[significant(value, 4) for value in row] for row in pooled[0].tolist()]

@@ -39,16 +39,6 @@ class Candidate(NamedTuple):
         text = f"{self.factor}/{self.anchors}"
         return text if self.method == "nearest" else f"{text}/{self.method}"
 
-    @classmethod
-    def parse(cls, text: str) -> Candidate:
-        """The inverse of ``str``.
-
-        Raises:
-            ValueError, TypeError: it is none.
-        """
-        factor, anchors, *method = text.split("/")
-        return cls(int(factor), int(anchors), *method)  # type: ignore[arg-type]
-
 
 DENSE = Candidate(1)
 

@@ -1,4 +1,4 @@
-"""What pictures an analysis looks at when it is told nothing: things every model knows."""
+"""Prompts from the command line or a file; where there are none, things every model knows."""
 
 from __future__ import annotations
 
@@ -18,28 +18,43 @@ PROMPTS = (
 )
 
 
-def pick_prompts(given: list[str], file: Path | None, count: int | None) -> list[str]:
-    """What the user gave, else the first ``count`` of :data:`PROMPTS`.
+def read_prompts(given: list[str] | None, file: Path | None) -> list[str]:
+    """The prompts of the command line, then those of a file.
 
     Args:
         given: prompts.
         file: one prompt a line; empty lines are skipped.
-        count: how many at most; None means all that were given.
 
     Raises:
         LoadError: the file cannot be read.
-        ConfigError: there are fewer than ``count``, or a file has none.
+        ConfigError: there is a file, but no prompt.
     """
-    found = list(given)
-    if file is not None:
-        try:
-            lines = file.read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise LoadError(f"{file}: not a readable text file") from error
-        found += [line.strip() for line in lines if line.strip()]
-        if not found:
-            raise ConfigError(f"{file}: no prompts, expected one a line")
-    found = found or list(PROMPTS)
+    found = list(given or ())
+    if file is None:
+        return found
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise LoadError(f"{file}: not a readable text file") from error
+    found += [line.strip() for line in lines if line.strip()]
+    if not found:
+        raise ConfigError(f"{file}: no prompts, expected one a line")
+    return found
+
+
+def pick_prompts(given: list[str] | None, file: Path | None, count: int | None) -> list[str]:
+    """What the user gave, else the first ``count`` of :data:`PROMPTS`.
+
+    Args:
+        given: prompts.
+        file: with more of them, see :func:`read_prompts`.
+        count: how many at most; None means all that were given.
+
+    Raises:
+        As read_prompts.
+        ConfigError: there are fewer than ``count``.
+    """
+    found = read_prompts(given, file) or list(PROMPTS)
     if count is not None and len(found) < count:
         raise ConfigError(f"expected at least {count} prompts, got {len(found)}")
     return found[:count]

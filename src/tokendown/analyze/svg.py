@@ -11,6 +11,7 @@ _RAMP = [(13, 8, 60), (84, 15, 109), (158, 40, 100), (222, 79, 60), (251, 155, 6
 COLOURS = ("#3563c9", "#d1495b", "#2a9d6f", "#a15bc4", "#c77f1a", "#4b9fb8", "#6b7280", "#8a6d3b")
 _DASHES = ("", "6 3", "2 3", "8 3 2 3")
 _INK, _FAINT = "#1f2933", "#d5dbe1"
+_TILES = 120  # width of a small map in pixels
 _FONT = 'font-family="system-ui, sans-serif"'
 
 
@@ -108,13 +109,12 @@ def _scale(x: float, y: float, height: float, low: float, high: float, form: str
     return [*bars, text(x + 17, y + 9, top, size=10), text(x + 17, y + height, bottom, size=10)]
 
 
-def tiles(rows: Sequence[Sequence[float]], *, label: str, side: int = 120) -> str:
+def tiles(rows: Sequence[Sequence[float]], *, label: str) -> str:
     """A small map without axes on a logarithmic scale, its largest value written below.
 
     Args:
         rows: values > 0.
         label: what it shows.
-        side: width in pixels.
     """
     high = max(map(max, rows))
     span = math.log(max(high, 1.001) / min(1.0, high) * 10)
@@ -124,7 +124,7 @@ def tiles(rows: Sequence[Sequence[float]], *, label: str, side: int = 120) -> st
             fraction = 1 + math.log(max(value / high, 1e-9)) / span
             ink = colour(round(fraction * 16) / 16)
             places.setdefault(ink, []).append(f"M{j} {i}h1v1h-1z")
-    scale = side / len(rows[0])
+    scale = _TILES / len(rows[0])
     paths = "".join(f'<path fill="{ink}" d="{"".join(d)}"/>' for ink, d in places.items())
     height = scale * len(rows)
     parts = [
@@ -132,7 +132,7 @@ def tiles(rows: Sequence[Sequence[float]], *, label: str, side: int = 120) -> st
         text(0, height + 12, label, size=9),
         text(0, height + 23, f"largest {high:.3g}", size=9),
     ]
-    return picture(side, height + 26, parts, label)
+    return picture(_TILES, height + 26, parts, label)
 
 
 class Axes:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
+from ..counting import counted_flops
 from ..flops import self_attention_flops
 from .methods import Method, Scene
-from .targets import call
 
 
 def predicted_flops(method: Method, scene: Scene, inputs: dict[str, Any]) -> int | None:
@@ -20,7 +18,7 @@ def predicted_flops(method: Method, scene: Scene, inputs: dict[str, Any]) -> int
         inputs: of the skeleton.
     """
     if method.keys is None:
-        return counted_flops(method, scene.model, inputs)
+        return counted_flops(scene.model, inputs, method.apply)
     cost, saved = scene.cost, 0
     for layer in scene.layers:
         if layer.name in method.keys:
@@ -33,15 +31,3 @@ def predicted_flops(method: Method, scene: Scene, inputs: dict[str, Any]) -> int
             )
             saved += seen.batch * (before - (after if keys else 0))
     return cost.flops - saved
-
-
-def counted_flops(method: Method, model: Any, inputs: dict[str, Any]) -> int | None:
-    """As torch counts them while the model runs."""
-    from torch.utils.flop_counter import FlopCounterMode  # slow to import
-
-    try:
-        with method.apply(model), torch.no_grad(), FlopCounterMode(display=False) as counter:
-            call(model, inputs)
-    except (NotImplementedError, RuntimeError):  # an operation that the meta device lacks
-        return None
-    return int(counter.get_total_flops())

@@ -1,8 +1,9 @@
-"""On what a benchmark ran: hardware, versions, commit."""
+"""On what a benchmark runs: hardware, what else it does, versions, commit."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import platform
 import subprocess
 from functools import cache
@@ -29,6 +30,16 @@ def hardware(device: torch.device) -> str:
 def threads(device: torch.device) -> int | None:
     """Of the CPU that computes; None where something else does."""
     return torch.get_num_threads() if device.type == "cpu" else None
+
+
+def busy() -> list[str]:
+    """A remark if other processes will distort what is measured on the CPU."""
+    if not hasattr(os, "getloadavg"):
+        return []
+    load, cores = os.getloadavg()[0], os.cpu_count() or 1
+    if load < 0.75 * cores:
+        return []
+    return [f"this machine is busy (load {load:.1f} on {cores} cores): seconds are not reliable"]
 
 
 @cache

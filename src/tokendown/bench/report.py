@@ -204,14 +204,6 @@ def remarks(group: Group) -> list[str]:
     return [f"{row.method}: {row.why or row.detail}" for row in group.rows] + group.notes
 
 
-def markdown(cells: Iterable[Cell]) -> str:
-    """The tables of a file of cells, as they stand in a page."""
-    return "\n".join(
-        f"{group.title}.\n\n{markdown_table(group)}\n{'. '.join(remarks(group))}.\n"
-        for group in summarise(cells)
-    )
-
-
 def markdown_table(group: Group) -> str:
     """The rows that have numbers."""
     rows = [row for row in table(group) if any(row[1:])]

@@ -16,6 +16,7 @@ from ..adapters import skeleton
 from ..adapters.families import installed_plan
 from ..adapters.inputs import denoiser_inputs
 from ..adapters.schedule import Follower, release
+from ..counting import call
 from ..models.sources import need_diffusers, out_of_memory, pick_device, pick_dtype
 from ..patch import find_denoisers
 from ..scales import spatial_scale
@@ -149,12 +150,6 @@ class Target:
         return step
 
 
-def call(denoiser: Any, inputs: dict[str, Any]) -> None:
-    """The sample by position, since tomesd looks for it there; the rest by name."""
-    (_, sample), *rest = inputs.items()
-    denoiser(sample, **dict(rest))
-
-
 class PipelineTarget(Target):
     """A step of a pipeline's denoiser."""
 
@@ -215,7 +210,8 @@ class PictureTarget(PipelineTarget):
         return self._picture(width, height, 1)
 
     def _picture(self, width: int, height: int, steps: int | None) -> Work:
-        from ..sampling import fitting_size, sample
+        from ..sampling import sample
+        from ..sizes import fitting_size
 
         pipe, request = self._opened
         request = replace(request, width=width, height=height, steps=steps or request.steps)

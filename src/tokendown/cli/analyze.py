@@ -11,26 +11,17 @@ import typer
 
 from .. import generate as gen
 from .. import pictures
-from .._errors import ConfigError, RunError
 from ..analyze import Analysis
 from ..analyze import analyze as analyse
 from ..analyze.analysis import ANCHORS, FACTORS, QUERIES
 from ..analyze.prompts import pick_prompts
 from ..analyze.report import report, similarity_map
-from ..files import write_whole
 from ..models import builtin
 from . import options as opt
-from .generate import is_random
-from .output import loading, out, politely, print_json, steps_bar, warn
+from .output import loading, out, politely, print_json, save_texts, steps_bar, warn
 
 Prompts = Annotated[list[str] | None, typer.Argument(help="What to show. Default: a fixed few.")]
 PromptFile = Annotated[Path | None, typer.Option("--prompts", help="A file, one prompt a line.")]
-Steps = Annotated[int | None, typer.Option(help="Default: the pipeline's own.")]
-Guidance = Annotated[float | None, typer.Option(help="Default: the pipeline's own.")]
-Seed = Annotated[int | None, typer.Option(help="Picture i has seed + i. Default 0.")]
-Device = Annotated[str | None, typer.Option(help="Default: the first that works.")]
-Dtype = Annotated[str | None, typer.Option(help="Default: float32 on cpu, else float16.")]
-Folder = Annotated[Path, typer.Option("--out", help="Folder for the files.")]
 Factors = Annotated[str | None, typer.Option(metavar="N,...", help="Candidate factors.")]
 AnchorCounts = Annotated[
     str | None, typer.Option("--anchors", metavar="N,...", help="Candidate numbers of anchors.")
@@ -47,22 +38,22 @@ def analyze(
     prompt_file: PromptFile = None,
     model: opt.Model = None,
     size: opt.Size = None,
-    steps: Steps = None,
-    guidance: Guidance = None,
-    seed: Seed = None,
+    steps: opt.Steps = None,
+    guidance: opt.Guidance = None,
+    seed: opt.Seed = None,
     factors: Factors = None,
     anchors: AnchorCounts = None,
     queries: Annotated[int, typer.Option(min=1, help="Looked at in every layer.")] = QUERIES,
-    device: Device = None,
-    dtype: Dtype = None,
-    out_folder: Folder = Path("out/analysis"),
+    device: opt.Device = None,
+    dtype: opt.Dtype = None,
+    out_folder: opt.Folder = Path("out/analysis"),
     quick: Quick = False,
     as_json: opt.Json = False,
 ) -> None:
     """Look into the self-attention of a dense model: similarity, sinks, entropy, errors."""
     with politely(as_json):
         pictures.check_folder(out_folder)
-        words = pick_prompts(prompts or [], prompt_file, None if prompts or prompt_file else 4)
+        words = pick_prompts(prompts, prompt_file, None if prompts or prompt_file else 4)
         words = words[:1] if quick else words
         chosen = (
             opt.parse_numbers(factors, FACTORS, least=2),
@@ -95,7 +86,7 @@ def open_for_study(given: Mapping[str, Any], quick: bool) -> tuple[Any, gen.Requ
     request = gen.Request(width=width, height=height, config=None, **changes)
     with loading(request.model):
         pipe, request = gen.open_pipeline(request)
-    if is_random(request):
+    if builtin.is_random(request.model):
         warn(builtin.RANDOM_WARNING)
     return pipe, request
 
@@ -114,31 +105,3 @@ def save_analysis(folder: Path, analysis: Analysis) -> list[Path]:
             "figure4.svg": similarity_map(analysis) + "\n",
         },
     )
-
-
-def save_texts(folder: Path, texts: Mapping[str, str]) -> list[Path]:
-    """Writes text files, replacing those of an earlier run once all are written.
-
-    Raises:
-        RunError: the folder cannot be written.
-    """
-    files = {folder / name: words for name, words in texts.items()}
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_whole(files)
-    except OSError as error:
-        raise RunError(f"cannot write to {folder}: {error.strerror or error}") from error
-    return list(files)
-
-
-def load_analysis(path: Path) -> Analysis:
-    """Reads ``analysis.json``.
-
-    Raises:
-        ConfigError: no such file, or not an analysis.
-    """
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: not a readable analysis.json") from error
-    return Analysis.from_dict(record if isinstance(record, dict) else {})

@@ -9,9 +9,9 @@ import typer
 
 from .analyze import analyze
 from .bench import bench
+from .compare import compare
 from .doctor import doctor
 from .generate import generate
-from .sheet import compare
 from .summary import summary
 from .tune import tune
 

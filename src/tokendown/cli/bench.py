@@ -15,11 +15,11 @@ from rich.table import Table
 from .._errors import ConfigError, RunError
 from ..bench.cells import FAILED, GROUP, MEASURED, CellFile, read_cells
 from ..bench.jobs import Job, preset
+from ..bench.machine import busy
 from ..bench.plot import check_plot, draw
 from ..bench.report import COLUMNS, Group, remarks, seconds_of, seconds_text, summarise, table
 from ..bench.run import Deadline, run
 from . import options as opt
-from .generate import busy
 from .output import end_with, err, hushed, out, politely, print_json, warn
 
 _WHAT, _HOW, _FILES = "What is measured", "How", "Files"

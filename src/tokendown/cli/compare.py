@@ -1,185 +1,246 @@
-"""``tokendown generate --compare``: dense and patched from one seed, in pictures and in numbers."""
+"""``tokendown compare``: a contact sheet of prompts and methods, and every number as JSON."""
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from PIL import Image
+import typer
+from rich import box
+from rich.markup import escape
 from rich.table import Table
 
-from .. import captions, pictures, quality
+from .. import captions, pictures, quality, sheets
 from .. import generate as gen
-from ..config import PatchConfig
+from .._errors import ConfigError, TokendownError
+from ..analyze.prompts import read_prompts
+from ..methods import DENSE, Method, parse_method
+from ..models import builtin
 from ..summary import Summary
-from ..tuned import TunedPlan
-from .output import out
+from . import options as opt
+from .output import end_with, loading, out, politely, print_json, steps_bar, warn
+
+_DEFAULT = ("paper", "auto")
+_PLAIN = ("negative_prompt", "model", "base", "lora", "steps", "guidance", "frames", "device",
+          "dtype")  # fmt: skip
 
 
-def save_comparison(
-    pipe: Any, folder: Path, result: gen.Comparison, finish: Any, film: Mapping[str, Any]
-) -> tuple[dict[str, Any], list[Path]]:
-    """Measures a comparison and writes its three files.
+Prompts = Annotated[list[str] | None, typer.Argument(help="What to show; several.")]
+PromptFile = Annotated[
+    Path | None, typer.Option("--prompts", metavar="FILE", help="One prompt a line.")
+]
+Methods = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--method", metavar="METHOD",
+        help="paper, auto, factor=2,anchors=0, factor=1:4+2:2, auto,budget=4096, "
+        "factor=2,method=mean, plan=FILE, tomesd=0.75, ... Several. Default: paper and auto.",
+    ),
+]  # fmt: skip
+Base = Annotated[str | None, typer.Option(help="Configuration of a .safetensors MODEL.")]
+Lora = Annotated[str | None, typer.Option(help=".safetensors file or Hub id.")]
+Frames = Annotated[
+    int | None,
+    typer.Option(min=1, help="Of a film, measured whole; its first frame is shown."),
+]
+Seed = Annotated[int, typer.Option(help="The first seed of each prompt.")]
+Count = Annotated[int, typer.Option(min=1, help="Seeds a prompt.")]
+Weights = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="LPIPS weights; scripts/fetch_metrics.py makes them."),
+]
+Limit = Annotated[
+    int, typer.Option("--cell", min=64, help="Most pixels of a picture's side on the sheet.")
+]
+Keep = Annotated[bool, typer.Option("--keep", help="Save every picture as well.")]
 
-    Args:
+
+def compare(
+    ctx: typer.Context,
+    prompts: Prompts = None,
+    prompt_file: PromptFile = None,
+    method: Methods = None,
+    plan: opt.Plans = None,
+    negative_prompt: opt.NegativePrompt = None,
+    model: opt.Model = None,
+    base: Base = None,
+    lora: Lora = None,
+    size: opt.Size = None,
+    steps: opt.Steps = None,
+    guidance: opt.Guidance = None,
+    frames: Frames = None,
+    seed: Seed = 0,
+    count: Count = 1,
+    device: opt.Device = None,
+    dtype: opt.Dtype = None,
+    lpips: Weights = None,
+    limit: Limit = 384,
+    keep: Keep = False,
+    out_folder: opt.Folder = Path("out"),
+    as_json: opt.Json = False,
+) -> None:
+    """Compare methods on prompts from the same seeds: a contact sheet, and numbers as JSON."""
+    with politely(as_json):
+        pictures.check_folder(out_folder)
+        names = [*(method or ()), *map("plan={}".format, plan or ())]
+        methods = [parse_method(text) for text in names or _DEFAULT]
+        requests = read_requests(ctx.params, read_prompts(prompts, prompt_file))
+        weights = None if lpips is None else quality.load_lpips(lpips)
+        drawn = _draw(requests, methods, weights)
+        files = _save(drawn, out_folder, limit, keep)
+        if as_json:
+            print_json({**drawn.record, "paths": [str(path) for path in files]})
+        else:
+            _print(drawn.record, files)
+        if drawn.stopped is not None:
+            end_with(drawn.stopped, as_json)
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """What was made.
+
+    Attributes:
         pipe: that made it.
-        folder: where to.
-        result: what was made.
-        finish: what is done to a picture before it is saved, Image to Image.
-        film: ``fps`` and ``kind`` of :func:`tokendown.pictures.save`.
-
-    Returns:
-        The numbers as JSON types, and the files: dense, patched, side by side.
+        rows: at least one.
+        record: of them.
+        stopped: what came before the last row; None if nothing did.
     """
-    numbers = measure(result)
-    settings = [gen.describe(pipe, picture) for picture in (result.dense, result.patched)]
-    frames = [[finish(frame) for frame in each.frames] for each in (result.dense, result.patched)]
-    names = (
-        f"dense: {result.dense.seconds:.1f} s",
-        f"{_patch_name(result)}: {result.patched.seconds:.1f} s",
-    )
-    sheets = [
-        captions.side_by_side((dense, names[0]), (patched, names[1]), _foot(result, numbers))
-        for dense, patched in zip(*frames, strict=True)
-    ]
-    whole = {**settings[1], "kind": "comparison", "numbers": numbers}
-    request = result.patched.request
-    files = pictures.save(
-        folder,
-        pictures.stem_for(request.prompt, request.seed),
-        {
-            "-dense": (frames[0], settings[0]),
-            "-patched": (frames[1], settings[1]),
-            "-compare": (sheets, whole),
-        },
-        **film,
-    )
-    return numbers, files
+
+    pipe: Any
+    rows: list[sheets.Row]
+    record: dict[str, Any]
+    stopped: BaseException | None
 
 
-def measure(result: gen.Comparison) -> dict[str, Any]:
-    """Seconds, speed-ups, keys and distances, as JSON types; PSNR is null for equal pictures."""
-    return {
-        "seed": result.patched.request.seed,
-        "seconds": {
-            "dense": round(result.dense.seconds, 3),
-            "patched": round(result.patched.seconds, 3),
-        },
-        "denoising_seconds": {
-            "dense": round(result.dense.denoising_seconds, 3),
-            "patched": round(result.patched.denoising_seconds, 3),
-        },
-        "step_seconds": {
-            "dense": [round(step, 4) for step in result.dense.step_seconds],
-            "patched": [round(step, 4) for step in result.patched.step_seconds],
-        },
-        "measured_speedup": round(result.measured_speedup, 3),
-        "predicted_speedup": round(result.predicted_speedup, 3),
-        "keys": keys_by_grid(result.summary),
-        **distances(result.dense.frames, result.patched.frames),
-    }
+def _draw(
+    requests: list[gen.Request], methods: list[Method], lpips: quality.Lpips | None
+) -> _Drawn:
+    """All rows, or those that were finished when something came between."""
+    with loading(requests[0].model):
+        pipe, filled = gen.open_pipeline(requests[0])
+        plans = sheets.plan(pipe, filled, methods)
+    requests = [replace(filled, prompt=one.prompt, seed=one.seed) for one in requests]
+    notes = remarks(filled, plans)
+    for note in notes:
+        warn(note)
+    with steps_bar(f"{len(requests) * len(plans)} pictures") as advance:
+        made = sheets.make_rows(pipe, requests, list(plans), lpips=lpips, progress=advance)
+        rows, stopped = _finished(made)
+    if stopped is not None:
+        notes.append(f"stopped after {len(rows)} of {len(requests)} rows, which are saved")
+        warn(notes[-1])
+    notes += [p.note for row in rows for p in row.pictures.values() if p.note]
+    return _Drawn(pipe, rows, sheets.record(pipe, plans, rows, notes), stopped)
 
 
-def distances(dense: Sequence[Image.Image], patched: Sequence[Image.Image]) -> dict[str, Any]:
-    """PSNR of all frames together, mean SSIM, and for a film both of every frame; JSON types.
+def _finished(made: Iterable[sheets.Row]) -> tuple[list[sheets.Row], BaseException | None]:
+    """What was made before an interruption or an error, and that, if there is anything."""
+    rows: list[sheets.Row] = []
+    try:
+        rows.extend(made)
+    except (KeyboardInterrupt, SystemExit, TokendownError) as error:
+        if not rows:
+            raise
+        return rows, error
+    return rows, None
 
-    Pictures of less than 11 pixels a side have no SSIM.
 
-    Args:
-        dense: frames, RGB.
-        patched: as many, of the same size.
+def read_requests(given: Mapping[str, Any], prompts: Sequence[str]) -> list[gen.Request]:
+    """One for each prompt and seed.
+
+    Raises:
+        ConfigError: there is no prompt, or an option is wrong.
     """
-    psnrs, ssims = list[float](), list[float]()
-    for pair in zip(patched, dense, strict=True):  # one by one: a film in float64 fills memories
-        image, reference = (pictures.as_tensor(frame) for frame in pair)
-        psnrs.append(float(quality.psnr(image, reference)))
-        if min(image.shape[-2:]) >= quality.SSIM_WINDOW:
-            ssims.append(float(quality.ssim(image, reference)))
-    error = sum(10 ** (-decibels / 10) for decibels in psnrs) / len(psnrs)
-    found: dict[str, Any] = {
-        "psnr_db": round(-10 * math.log10(error), 2) if error else None,
-        "ssim": round(sum(ssims) / len(ssims), 4) if ssims else None,
-    }
-    if len(psnrs) > 1:
-        found["frames"] = {
-            "psnr_db": [None if math.isinf(each) else round(each, 2) for each in psnrs],
-            "ssim": [round(each, 4) for each in ssims],
-        }
-    return found
-
-
-def keys_by_grid(summary: Summary) -> list[dict[str, Any]]:
-    """One entry for each token grid: how many layers, keys before and after."""
-    entries: dict[tuple[int, int, int, int], int] = {}
-    for layer in summary.layers:
-        if layer.grid is not None:
-            key = (*layer.grid, layer.keys_before, layer.keys_after)
-            entries[key] = entries.get(key, 0) + 1
+    if not prompts:
+        raise ConfigError('expected a prompt, such as: tokendown compare "a red heart" "a dog"')
+    options = {name: given[name] for name in _PLAIN if given[name] is not None}
+    width, height = opt.parse_size(given["size"])
     return [
-        {"grid": f"{height}x{width}", "layers": count, "before": before, "after": after}
-        for (height, width, before, after), count in sorted(entries.items(), reverse=True)
+        gen.Request(prompt, width=width, height=height, seed=seed, config=None, **options)
+        for prompt in prompts
+        for seed in range(given["seed"], given["seed"] + given["count"])
     ]
 
 
-def keys_text(summary: Summary) -> str:
-    """The same in words, for what the patch changes."""
-    changed = [e for e in keys_by_grid(summary) if e["after"] < e["before"]]
-    return ", ".join(
-        f"{e['before']} -> {e['after']} keys in {e['layers']} layer{'s' * (e['layers'] > 1)}"
-        for e in changed
-    )
+def remarks(request: gen.Request, plans: Mapping[Method, Summary | None]) -> list[str]:
+    """What the user should know before waiting."""
+    notes = [builtin.RANDOM_WARNING] if builtin.is_random(request.model) else []
+    for method, plan in plans.items():
+        if method.config is None or plan is None:
+            continue
+        if not plan.changes_anything:
+            notes.append(
+                f"{method.name} changes nothing at {request.width}x{request.height}: "
+                "its pictures are the dense ones"
+            )
+        elif plan.speedup_over(request.steps or 1) == 1:
+            notes.append(
+                f"{method.name} is active at none of the {request.steps} steps: its pictures are "
+                "the dense ones"
+            )
+    return notes
 
 
-def print_comparison(result: gen.Comparison, numbers: dict[str, Any]) -> None:
-    """A table for people."""
-    table = Table(title=f"seed {numbers['seed']}", title_justify="left")
-    table.add_column("")
-    for column in ("dense", "patched", "speed-up", "predicted"):
-        table.add_column(column, justify="right")
-    for name, label in (("denoising_seconds", "denoising, s"), ("seconds", "whole picture, s")):
-        dense, patched = numbers[name]["dense"], numbers[name]["patched"]
-        predicted = f"{numbers['predicted_speedup']:.2f}" if name != "seconds" else ""
-        table.add_row(label, f"{dense:.2f}", f"{patched:.2f}", f"{dense / patched:.2f}", predicted)
+def _save(drawn: _Drawn, folder: Path, limit: int, keep: bool) -> list[Path]:
+    """The sheet, the record, and with ``keep`` every picture: all of them or none."""
+    pipe, rows, record = drawn.pipe, drawn.rows, drawn.record
+    first = rows[0].request
+    foot = [
+        f"{first.width} x {first.height}, steps: {first.steps}, guidance: {first.guidance}, "
+        f"{first.dtype} on {first.device}; distances are to the dense picture",
+        *record["notes"],
+    ]
+    settings = {key: record[key] for key in ("kind", "weights", "versions")}
+    parts = {"-sheet": (sheets.contact_sheet(rows, foot, limit), settings)}
+    if keep:
+        for number, row in enumerate(rows):
+            for method, picture in row.pictures.items():
+                image = picture.image
+                if builtin.is_random(first.model):
+                    image = captions.with_strip(image, "random weights")
+                suffix = f"-{number}-{pictures.stem_for(method.name, row.request.seed)}"
+                described = {**gen.describe(pipe, picture), "method": method.to_dict()}
+                parts[suffix] = (image, described)
+    return pictures.save(folder, "compare", parts, record)
+
+
+_COLUMNS = {
+    "mse": ("MSE", "{:.1e}"),
+    "psnr_db": ("PSNR, dB", "{:.1f}"),
+    "ssim": ("SSIM", "{:.3f}"),
+    "ms_ssim": ("MS-SSIM", "{:.3f}"),
+    "lpips": ("LPIPS", "{:.3f}"),
+    "hpf": ("HPF", "{:.4f}"),
+}
+
+
+def _print(record: dict[str, Any], files: list[Path]) -> None:
+    count = len(record["rows"])
+    title = f"{count} picture{'s' * (count > 1)} a method; means, against dense"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    known = [c for c in _COLUMNS if any(m["means"][c] is not None for m in record["methods"])]
+    table.add_column("method", no_wrap=True)
+    for column in known:
+        table.add_column(_COLUMNS[column][0], justify="right", no_wrap=True)
+    table.add_column("predicted speed-up", justify="right")
+    for entry in record["methods"]:
+        speedup = entry["predicted_speedup"]
+        table.add_row(
+            escape(entry["name"]),
+            *(_number(entry, column) for column in known),
+            "" if speedup is None else f"{speedup:.2f}",
+        )
     console = out()
     console.print(table)
-    console.print(f"{keys_text(result.summary) or 'no fewer keys'}; {_distance(numbers)}")
+    for path in files:
+        console.print(str(path), markup=False, soft_wrap=True)
 
 
-def _distance(numbers: dict[str, Any]) -> str:
-    if numbers["psnr_db"] is None:
-        return "equal pictures"
-    similar = "" if numbers["ssim"] is None else f", SSIM {numbers['ssim']:.3f}"
-    return f"PSNR {numbers['psnr_db']:.1f} dB{similar}"
-
-
-def _patch_name(result: gen.Comparison) -> str:
-    config = result.patched.request.config
-    assert config is not None, "a comparison has a patch"
-    if not result.summary.changes_anything:
-        return "patched (changes nothing at this size)"
-    factors = sorted({layer.factor for layer in result.summary.layers if layer.factor > 1} or {1})
-    if isinstance(config, TunedPlan):
-        return f"tuned plan, factors {', '.join(map(str, factors))}"
-    how = f"factor {' and '.join(map(str, factors))}, {config.anchors} anchors"
-    return f"{config.preset} ({how})" if config == PatchConfig(preset=config.preset) else how
-
-
-def _steps(result: gen.Comparison) -> str:
-    """A pipeline that is given a picture takes only the last of its steps."""
-    asked, taken = result.patched.request.steps, len(result.patched.step_seconds)
-    return f"{taken} of {asked} steps" if taken and taken != asked else f"{asked} steps"
-
-
-def _foot(result: gen.Comparison, numbers: dict[str, Any]) -> list[str]:
-    request = result.patched.request
-    return [
-        f"denoising speed-up {result.measured_speedup:.2f}, predicted "  # not rounded twice
-        f"{result.predicted_speedup:.2f}. {_distance(numbers)}.",
-        keys_text(result.summary) or "no fewer keys",
-        f"{json.dumps(request.prompt, ensure_ascii=False)}, {request.width} x {request.height}, "
-        + (f"{request.frames} frames, " if request.frames is not None else "")
-        + f"{_steps(result)}, seed {request.seed}, {request.dtype} on {request.device}",
-    ]
+def _number(entry: dict[str, Any], column: str) -> str:
+    value = entry["means"][column]
+    if value is None or (entry["name"] == DENSE.name and column != "hpf"):
+        return ""
+    return _COLUMNS[column][1].format(value)

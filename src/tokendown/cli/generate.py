@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import os
+import json
 from collections.abc import Mapping
 from dataclasses import replace
+from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,24 +16,53 @@ from PIL import Image
 from .. import captions, pictures, videos
 from .. import generate as gen
 from .._errors import ConfigError
+from ..bench.machine import busy
 from ..models import builtin
 from ..models.loading import fingerprint
 from ..models.sources import versions
 from ..tuned import TunedPlan
 from . import options as opt
-from .compare import keys_text, print_comparison, save_comparison
+from .comparison import keys_text, print_comparison, save_comparison
 from .output import loading, out, politely, print_json, steps_bar, warn
 
 _PLAIN = ("negative_prompt", "model", "base", "lora", "steps", "guidance", "seed", "device",
           "dtype", "frames", "fps")  # fmt: skip
+_START = "What else goes in"
+
+Fps = Annotated[
+    float | None,
+    typer.Option(help="Frames a second. Default: the model's own.", rich_help_panel=opt.FILM),
+]
+Format = Annotated[
+    str | None,
+    typer.Option(
+        "--format", metavar="png|mp4", rich_help_panel=opt.FILM,
+        help="Animated PNG loses nothing; mp4 needs an extra. Default png.",
+    ),
+]  # fmt: skip
+Original = Annotated[
+    str | None,
+    typer.Option(metavar="FILE", help="Picture to start from.", rich_help_panel=_START),
+]
+Mask = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE", help="White where the picture may change.", rich_help_panel=_START
+    ),
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="NAME=VALUE", rich_help_panel=_START,
+        help="Any other argument of the pipeline's call: --set strength=0.5. Can be repeated.",
+    ),
+]  # fmt: skip
 
 
 def generate(
     ctx: typer.Context,
     prompt: Annotated[str | None, typer.Argument(help="What to show.")] = None,
-    negative_prompt: Annotated[
-        str | None, typer.Option("--negative-prompt", "-n", help="What not to show.")
-    ] = None,
+    negative_prompt: opt.NegativePrompt = None,
     model: opt.Model = None,
     base: Annotated[
         str | None,
@@ -42,16 +72,16 @@ def generate(
         str | None, typer.Option(metavar="LORA", help=".safetensors file or Hub id.")
     ] = None,
     size: opt.Size = None,
-    steps: Annotated[int | None, typer.Option(help="Default: the pipeline's own.")] = None,
-    guidance: Annotated[float | None, typer.Option(help="Default: the pipeline's own.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Picture i has seed + i. Default 0.")] = None,
+    steps: opt.Steps = None,
+    guidance: opt.Guidance = None,
+    seed: opt.Seed = None,
     count: Annotated[int, typer.Option(min=1, help="How many pictures.")] = 1,
-    image: opt.Image = None,
-    mask: opt.Mask = None,
-    parameters: opt.Set = None,
+    image: Original = None,
+    mask: Mask = None,
+    parameters: Set = None,
     frames: opt.Frames = None,
-    fps: opt.Fps = None,
-    film_format: opt.Format = None,
+    fps: Fps = None,
+    film_format: Format = None,
     preset: opt.Preset = None,
     factor: opt.Factor = None,
     budget: opt.Budget = None,
@@ -71,7 +101,7 @@ def generate(
         str | None,
         typer.Option(help="float32, float16, bfloat16. Default: float32 on cpu, else float16."),
     ] = None,
-    out_folder: Annotated[Path, typer.Option("--out", help="Folder for the files.")] = Path("out"),
+    out_folder: opt.Folder = Path("out"),
     source: Annotated[
         Path | None,
         typer.Option("--from", metavar="FILE", help="Repeat a picture; other options change it."),
@@ -141,7 +171,7 @@ def read_request(given: Mapping[str, Any], recorded: Mapping[str, Any] | None) -
             changes |= {name: given[name], f"{name}_sha256": None}
     if given["parameters"]:
         changes["parameters"] = {
-            **request.parameters, **opt.parse_parameters(given["parameters"])
+            **request.parameters, **parse_parameters(given["parameters"])
         }  # fmt: skip
     if given["size"] is not None:
         changes["width"], changes["height"] = opt.parse_size(given["size"])
@@ -150,10 +180,33 @@ def read_request(given: Mapping[str, Any], recorded: Mapping[str, Any] | None) -
     return replace(request, **changes)
 
 
+def parse_parameters(texts: list[str] | None) -> dict[str, Any]:
+    """``["strength=0.5", "prompt_2=a cat"]`` to {"strength": 0.5, "prompt_2": "a cat"}.
+
+    Raises:
+        ConfigError: it reads otherwise, or a value is an object.
+    """
+    parameters: dict[str, Any] = {}
+    for text in texts or []:
+        name, equals, value = text.partition("=")
+        if not equals or not name.strip().isidentifier():
+            raise ConfigError(f"expected --set NAME=VALUE, such as strength=0.5, got {text!r}")
+        try:
+            parsed = json.loads(value)
+        except ValueError:
+            parsed = value  # a word or more
+        if isinstance(parsed, float) and not isfinite(parsed):
+            raise ConfigError(f"--set {name}: expected a finite number, got {value}")
+        if parsed is None or isinstance(parsed, dict):
+            raise ConfigError(f"--set {name}: expected a number, text, true, false or a list")
+        parameters[name.strip()] = parsed
+    return parameters
+
+
 def remarks(pipe: Any, request: gen.Request, recorded: Any, plan: Any) -> list[str]:
     """What the user should know before waiting."""
     notes = []
-    if is_random(request):
+    if builtin.is_random(request.model):
         notes.append(builtin.RANDOM_WARNING)
     if plan is not None and not plan.changes_anything:
         notes.append(
@@ -186,21 +239,6 @@ def remarks(pipe: Any, request: gen.Request, recorded: Any, plan: Any) -> list[s
     return notes
 
 
-def busy() -> list[str]:
-    """A remark if other processes will distort what is measured on the CPU."""
-    if not hasattr(os, "getloadavg"):
-        return []
-    load, cores = os.getloadavg()[0], os.cpu_count() or 1
-    if load < 0.75 * cores:
-        return []
-    return [f"this machine is busy (load {load:.1f} on {cores} cores): seconds are not reliable"]
-
-
-def is_random(request: gen.Request) -> bool:
-    """Whether the stand-in without training makes the picture."""
-    return request.model == builtin.NAME and builtin.trained_folder() is None
-
-
 class _Job:
     """Makes, saves and reports the pictures of one command, and keeps what JSON will say."""
 
@@ -212,7 +250,7 @@ class _Job:
         self.folder = folder
         self.as_json = as_json
         self.record: dict[str, Any] = {"request": request.to_dict(), "notes": notes, "images": []}
-        self.random = is_random(request)
+        self.random = builtin.is_random(request.model)
         self.film: dict[str, Any] = {"fps": request.fps, "kind": kind}
 
     def make(self, request: gen.Request, label: str, plan: Any) -> None:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
-from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,8 +15,7 @@ from ..models import builtin
 from ..tuned import Options, TunedPlan
 
 _PATCH = "What to keep"
-_FILM = "Films"
-_START = "What else goes in"
+FILM = "Films"
 
 Model = Annotated[
     str | None,
@@ -32,36 +29,17 @@ Size = Annotated[
     typer.Option(metavar="WIDTHxHEIGHT", help="Pixels. Default: the model's native size."),
 ]
 Frames = Annotated[
-    int | None, typer.Option(help="Of a film. Default: the pipeline's own.", rich_help_panel=_FILM)
+    int | None, typer.Option(help="Of a film. Default: the pipeline's own.", rich_help_panel=FILM)
 ]
-Fps = Annotated[
-    float | None,
-    typer.Option(help="Frames a second. Default: the model's own.", rich_help_panel=_FILM),
+Steps = Annotated[int | None, typer.Option(help="Default: the pipeline's own.")]
+Guidance = Annotated[float | None, typer.Option(help="Default: the pipeline's own.")]
+Seed = Annotated[int | None, typer.Option(help="Picture i has seed + i. Default 0.")]
+NegativePrompt = Annotated[
+    str | None, typer.Option("--negative-prompt", "-n", help="What not to show.")
 ]
-Format = Annotated[
-    str | None,
-    typer.Option(
-        "--format", metavar="png|mp4", rich_help_panel=_FILM,
-        help="Animated PNG loses nothing; mp4 needs an extra. Default png.",
-    ),
-]  # fmt: skip
-Image = Annotated[
-    str | None,
-    typer.Option(metavar="FILE", help="Picture to start from.", rich_help_panel=_START),
-]
-Mask = Annotated[
-    str | None,
-    typer.Option(
-        metavar="FILE", help="White where the picture may change.", rich_help_panel=_START
-    ),
-]
-Set = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set", metavar="NAME=VALUE", rich_help_panel=_START,
-        help="Any other argument of the pipeline's call: --set strength=0.5. Can be repeated.",
-    ),
-]  # fmt: skip
+Device = Annotated[str | None, typer.Option(help="Default: the first that works.")]
+Dtype = Annotated[str | None, typer.Option(help="Default: float32 on cpu, else float16.")]
+Folder = Annotated[Path, typer.Option("--out", help="Folder for the files.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON to stdout.")]
 Preset = Annotated[
     str | None,
@@ -156,29 +134,6 @@ def parse_size(text: str | None) -> tuple[int | None, int | None]:
     if not (0 < width <= MOST_PIXELS and 0 < height <= MOST_PIXELS):
         raise ConfigError(f"expected sides of 1 to {MOST_PIXELS} pixels, got {text!r}")
     return width, height
-
-
-def parse_parameters(texts: list[str] | None) -> dict[str, Any]:
-    """``["strength=0.5", "prompt_2=a cat"]`` to {"strength": 0.5, "prompt_2": "a cat"}.
-
-    Raises:
-        ConfigError: it reads otherwise, or a value is an object.
-    """
-    parameters: dict[str, Any] = {}
-    for text in texts or []:
-        name, equals, value = text.partition("=")
-        if not equals or not name.strip().isidentifier():
-            raise ConfigError(f"expected --set NAME=VALUE, such as strength=0.5, got {text!r}")
-        try:
-            parsed = json.loads(value)
-        except ValueError:
-            parsed = value  # a word or more
-        if isinstance(parsed, float) and not isfinite(parsed):
-            raise ConfigError(f"--set {name}: expected a finite number, got {value}")
-        if parsed is None or isinstance(parsed, dict):
-            raise ConfigError(f"--set {name}: expected a number, text, true, false or a list")
-        parameters[name.strip()] = parsed
-    return parameters
 
 
 def parse_factor(text: str) -> int | dict[int, int]:

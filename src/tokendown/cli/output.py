@@ -1,12 +1,13 @@
-"""Where things are printed: results to stdout, the rest to stderr; errors as one line."""
+"""Where things go: results to stdout or files, the rest to stderr; errors as one line."""
 
 from __future__ import annotations
 
 import json
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any, NoReturn
 
 import typer
@@ -15,6 +16,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from .._errors import RunError, TokendownError
+from ..files import write_whole
 from ..models.sources import out_of_memory
 
 FAILED, WRONG_INPUT, INTERRUPTED = 1, 2, 130
@@ -38,6 +40,25 @@ def print_json(record: Any) -> None:
 def warn(message: str) -> None:
     """One line on stderr."""
     err().print(f"note: {message}", markup=False, soft_wrap=True, style="yellow")
+
+
+def save_texts(folder: Path, texts: Mapping[str, str]) -> list[Path]:
+    """Writes text files, replacing those of an earlier run once all are written.
+
+    Args:
+        folder: made if it is not there.
+        texts: by name of the file.
+
+    Raises:
+        RunError: the folder cannot be written.
+    """
+    files = {folder / name: words for name, words in texts.items()}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(files)
+    except OSError as error:
+        raise RunError(f"cannot write to {folder}: {error.strerror or error}") from error
+    return list(files)
 
 
 @contextmanager

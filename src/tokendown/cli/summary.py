@@ -6,6 +6,7 @@ import typer
 from rich import box
 from rich.table import Table
 
+from ..analyze.page import short_name
 from ..models.blueprint import frame_scale, load_skeleton
 from ..summary import LayerSummary, Summary
 from ..summary import summary as summarise
@@ -68,7 +69,7 @@ def _print(result: Summary) -> None:
 
 
 def _row(layer: LayerSummary) -> tuple[str, ...]:
-    name = _short(layer.name)
+    name = short_name(layer.name)
     if layer.grid is None:
         return name, "", "", "", "", layer.note
     coarser = layer.keys_after < layer.keys_before
@@ -80,14 +81,4 @@ def _row(layer: LayerSummary) -> tuple[str, ...]:
         f"{layer.flops_before / 1e9:,.2f}"
         + (f" -> {layer.flops_after / 1e9:,.2f}" if coarser else ""),
         "" if layer.note.startswith("at most") else layer.note,  # dense, and within the budget
-    )
-
-
-def _short(name: str) -> str:
-    """down_blocks.0.attentions.1.transformer_blocks.0.attn1 to down.0.1.0.attn1."""
-    return (
-        name.replace("_blocks", "")
-        .replace("_block", "")
-        .replace("attentions.", "")
-        .replace("transformer.", "")
     )

@@ -24,7 +24,7 @@ from ..tune import tune as choose_plan
 from ..tune.report import front_rows, pareto_plot, report, to_dict
 from . import analyze as study
 from . import options as opt
-from .output import out, politely, print_json, steps_bar, warn
+from .output import out, politely, print_json, save_texts, steps_bar, warn
 
 _TARGET = "What to reach (one of these)"
 
@@ -53,9 +53,9 @@ def tune(
     ] = None,
     model: opt.Model = None,
     size: opt.Size = None,
-    steps: study.Steps = None,
-    guidance: study.Guidance = None,
-    seed: study.Seed = None,
+    steps: opt.Steps = None,
+    guidance: opt.Guidance = None,
+    seed: opt.Seed = None,
     factors: study.Factors = None,
     anchors: study.AnchorCounts = None,
     parts: Annotated[
@@ -64,16 +64,18 @@ def tune(
     measure: Annotated[
         bool, typer.Option("--measure", help="Time the layers here instead of counting FLOPs.")
     ] = False,
-    device: study.Device = None,
-    dtype: study.Dtype = None,
-    out_folder: study.Folder = Path("out/plan"),
+    device: opt.Device = None,
+    dtype: opt.Dtype = None,
+    out_folder: opt.Folder = Path("out/plan"),
     quick: study.Quick = False,
     as_json: opt.Json = False,
 ) -> None:
     """Choose factor, anchors and steps of every layer from a few prompts; write a plan."""
     with politely(as_json):
         pictures.check_folder(out_folder)
-        tuning, origin = _tune(ctx.params, _target(error, speedup, like))
+        default = "auto" if error is None and speedup is None else None
+        target = Target(error, speedup, default if like is None else like)  # type: ignore[arg-type]
+        tuning, origin = _tune(ctx.params, target)
         files = _save(out_folder, tuning, origin)
         for note in tuning.notes:
             warn(note)
@@ -89,7 +91,7 @@ def _tune(given: Mapping[str, Any], target: Target) -> tuple[Tuning, dict[str, A
     quick, own = given["quick"], given["prompts"] or given["prompt_file"]
     checks = given["held_out"] or (1 if quick else 2)
     default = checks + (1 if quick else 2)
-    words = pick_prompts(given["prompts"] or [], given["prompt_file"], None if own else default)
+    words = pick_prompts(given["prompts"], given["prompt_file"], None if own else default)
     if len(words) <= checks:
         raise ConfigError(f"expected more than {checks} prompts, got {len(words)}")
     candidates = {
@@ -107,18 +109,10 @@ def _tune(given: Mapping[str, Any], target: Target) -> tuple[Tuning, dict[str, A
     return tuning, {"weights": fingerprint(pipe), "hardware": made_on, **software()}
 
 
-def _target(error: float | None, speedup: float | None, like: str | None) -> Target:
-    if like not in (None, "paper", "auto"):
-        raise ConfigError(f"expected --like paper or auto, got {like!r}")
-    if error is None and speedup is None and like is None:
-        like = "auto"
-    return Target(error, speedup, like)  # type: ignore[arg-type]
-
-
 def _save(folder: Path, tuning: Tuning, origin: dict[str, Any]) -> list[Path]:
     plan = json.dumps(tuning.plan.to_dict(), indent=1) + "\n"
     return [
-        *study.save_texts(
+        *save_texts(
             folder,
             {
                 "plan.json": plan,

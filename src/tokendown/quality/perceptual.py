@@ -24,7 +24,7 @@ HEADS = (
     "51c7dbf1c5c1e31db1baaf2618172ddd8b8240a8cd957a915582e0748cfb2a89",
     "60b6388e7b80292d96b8150f1f12605aa514f148847959ce322453731810029c",
 )
-LEAST_SIDE = 31  # pixels; smaller pictures end before the last convolution
+LPIPS_SIDE = 31  # pixels; smaller pictures end before the last convolution
 
 # Mean and standard deviation of ImageNet, for pictures in [-1, 1]; the authors' rounding.
 _SHIFT = (-0.030, -0.088, -0.188)
@@ -70,9 +70,9 @@ class Lpips(nn.Module):
             ValueError: the shapes differ, are too small, or have no three channels.
         """
         check_pair(image, reference)
-        if image.shape[1] != 3 or min(image.shape[-2:]) < LEAST_SIDE:
+        if image.shape[1] != 3 or min(image.shape[-2:]) < LPIPS_SIDE:
             raise ValueError(
-                f"expected pictures [B, 3, H, W] with sides of at least {LEAST_SIDE} pixels, "
+                f"expected pictures [B, 3, H, W] with sides of at least {LPIPS_SIDE} pixels, "
                 f"got {tuple(image.shape)}"
             )
         both = zip(

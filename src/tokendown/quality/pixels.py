@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+HPF_SIDE = 3  # pixels of its kernel
+
 
 def mse(image: Tensor, reference: Tensor, data_range: float = 1.0) -> Tensor:
     """Mean squared error, in units of the squared range: 0 is equal, 1 black against white.
@@ -65,7 +67,7 @@ def hpf(image: Tensor, data_range: float = 1.0) -> Tensor:
     Raises:
         ValueError: not four-dimensional, or smaller than the kernel.
     """
-    if image.ndim != 4 or min(image.shape[-2:]) < 3:
+    if image.ndim != 4 or min(image.shape[-2:]) < HPF_SIDE:
         raise ValueError(
             f"expected pictures [B, C, H, W] of at least 3 x 3 pixels, got {tuple(image.shape)}"
         )

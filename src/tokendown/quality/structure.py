@@ -16,6 +16,8 @@ SSIM_K2 = 0.03
 
 # Wang, Simoncelli, Bovik 2003, section 3.2; finest scale first.
 MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
+MS_SSIM_SIDE = SSIM_WINDOW << (len(MS_SSIM_WEIGHTS) - 1)
+"""Pixels that a side needs: the window has to fit at the coarsest scale."""
 
 
 def ssim(image: Tensor, reference: Tensor, data_range: float = 1.0) -> Tensor:
@@ -40,7 +42,7 @@ def ssim(image: Tensor, reference: Tensor, data_range: float = 1.0) -> Tensor:
         to structural similarity", IEEE TIP 13(4), equations 13 to 17.
     """
     check_pair(image, reference)
-    _check_size(image, scales=1)
+    _check_size(image, SSIM_WINDOW)
     luminance, structure = _maps(image.double(), reference.double(), data_range)
     return (luminance * structure).mean(dim=(1, 2, 3))
 
@@ -54,7 +56,7 @@ def ms_ssim(image: Tensor, reference: Tensor, data_range: float = 1.0) -> Tensor
     average, which has no power, counts as 0.
 
     Args:
-        image: [B, C, H, W], H and W at least 176: the window has to fit at the coarsest scale.
+        image: [B, C, H, W], H and W at least 176.
         reference: likewise.
         data_range: largest possible value; 1 for floats, 255 for bytes.
 
@@ -68,7 +70,7 @@ def ms_ssim(image: Tensor, reference: Tensor, data_range: float = 1.0) -> Tensor
         assessment", Asilomar, equation 7.
     """
     check_pair(image, reference)
-    _check_size(image, scales=len(MS_SSIM_WEIGHTS))
+    _check_size(image, MS_SSIM_SIDE)
     x, y = image.double(), reference.double()
     product = torch.ones(x.shape[:2], dtype=x.dtype, device=x.device)
     for scale, weight in enumerate(MS_SSIM_WEIGHTS, start=1):
@@ -80,10 +82,10 @@ def ms_ssim(image: Tensor, reference: Tensor, data_range: float = 1.0) -> Tensor
     return product.mean(dim=1)
 
 
-def gaussian_window(size: int = SSIM_WINDOW, sigma: float = SSIM_SIGMA) -> Tensor:
-    """One-dimensional weights that sum to 1, [size], in float64."""
-    places = torch.arange(size, dtype=torch.float64) - (size - 1) / 2
-    weights = torch.exp(-(places**2) / (2 * sigma**2))
+def gaussian_window() -> Tensor:
+    """One-dimensional weights that sum to 1, [SSIM_WINDOW], in float64."""
+    places = torch.arange(SSIM_WINDOW, dtype=torch.float64) - (SSIM_WINDOW - 1) / 2
+    weights = torch.exp(-(places**2) / (2 * SSIM_SIGMA**2))
     return weights / weights.sum()
 
 
@@ -109,8 +111,7 @@ def _blur(x: Tensor) -> Tensor:
     return blurred
 
 
-def _check_size(image: Tensor, scales: int) -> None:
-    least = SSIM_WINDOW << (scales - 1)
+def _check_size(image: Tensor, least: int) -> None:
     if min(image.shape[-2:]) < least:
         raise ValueError(
             f"expected sides of at least {least} pixels, got {tuple(image.shape[-2:])}"

@@ -14,9 +14,10 @@ from statistics import fmean
 from typing import Any
 
 from .._errors import ConfigError
+from ..generate import make_picture
 from ..sampling import Picture
 from ..tuned import TunedPlan
-from .effects import candidate_of, make, picture_error
+from .effects import candidate_of, picture_error
 from .menu import Menu, choose
 
 Choices = tuple[int, ...]
@@ -83,7 +84,8 @@ class Contest:
         if choices not in self.known:
             plan = self.plan_for(choices)
             self.known[choices] = fmean(
-                picture_error(make(self.pipe, dense.request, plan), dense) for dense in self.dense
+                picture_error(make_picture(self.pipe, replace(dense.request, config=plan)), dense)
+                for dense in self.dense
             )
             self.tick()
         return self.known[choices]

@@ -16,6 +16,7 @@ from ..adapters import families
 from ..adapters.skeleton import Cost
 from ..analyze import Analysis
 from ..analyze.measures import DENSE, Candidate
+from ..config import in_window
 from ..models.sources import synchronize
 from ..patch import apply_patch
 from ..summary import layer_at
@@ -44,7 +45,7 @@ class Costs:
     def of(self, name: str, candidate: Candidate, window: Window, steps: int) -> float:
         """A layer over the whole schedule, dense outside the window."""
         dense, coarse = self.layers[name][DENSE], self.layers[name][candidate]
-        active = sum(window[0] <= step / steps < window[1] for step in range(steps))
+        active = sum(in_window(step, steps, *window) for step in range(steps))
         return active * coarse + (steps - active) * dense
 
 

@@ -20,9 +20,9 @@ from torch import Tensor
 from ..analyze import Analysis, LayerAnalysis
 from ..analyze.measures import DENSE, Candidate
 from ..config import PatchConfig, cells_of
+from ..generate import make_picture
 from ..patch import apply_patch
-from ..request import Request
-from ..sampling import Picture, sample
+from ..sampling import Picture
 from ..tuned import LayerChoice, TunedPlan
 
 Window = tuple[float, float]
@@ -140,7 +140,7 @@ def middle_calls(calls: int, parts: int) -> list[int]:
 
 
 def measure_gains(
-    analysis: Analysis, calls: Calls, reference: Callable[[LayerAnalysis], Candidate], tick: Tick
+    analysis: Analysis, calls: Calls, reference: Callable[[LayerAnalysis], Candidate]
 ) -> dict[str, list[float]]:
     """For every layer with a usable reference one gain a part of the schedule."""
     parts = parts_of(len(calls.kept))
@@ -157,7 +157,6 @@ def measure_gains(
             relative_error(output, want) / max(layer.error(candidate, *part), _TINY)
             for output, want, part in zip(outputs, dense, parts, strict=True)
         ]
-        tick()
     return gains
 
 
@@ -183,19 +182,11 @@ def measure_weights(
         )
         errors = []
         for picture in dense:
-            plan = plan_of(analysis, reference, part)
-            errors.append(picture_error(make(pipe, picture.request, plan), picture))
+            request = replace(picture.request, config=plan_of(analysis, reference, part))
+            errors.append(picture_error(make_picture(pipe, request), picture))
             tick()
         weights.append(sum(errors) / len(errors) / max(predicted, _TINY))
     return weights
-
-
-def make(pipe: Any, request: Request, plan: Any) -> Picture:
-    """One picture under a plan, or dense without one."""
-    if plan is None:
-        return sample(pipe, replace(request, config=None), None)
-    with apply_patch(pipe, plan):
-        return sample(pipe, replace(request, config=plan), None)
 
 
 def picture_error(picture: Picture, dense: Picture) -> float:

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
-
-import torch
 
 from .._errors import NothingPatchedError
 from ..adapters.inputs import denoiser_inputs
 from ..adapters.skeleton import on_meta
 from ..analyze.measures import Candidate
 from ..config import AUTO_ANCHORS, PatchConfig
+from ..counting import counted_flops
 from ..generate import summary_of
-from ..methods import finest_level, merged
+from ..methods import Method, finest_level, merged
 from ..patch import find_denoisers
 from ..request import Request
 from ..scales import spatial_scale
@@ -67,29 +65,7 @@ def presets(pipe: Any, request: Request) -> dict[str, Rival]:
 # tomesd
 
 
-@dataclass(frozen=True)
-class Tome:
-    """tomesd at one setting; it merges the tokens of the finest level.
-
-    Attributes:
-        ratio: part of the tokens that is merged.
-        stride: of its destination tokens, per side.
-    """
-
-    ratio: float
-    stride: int
-
-    @property
-    def name(self) -> str:
-        return f"tomesd {self.ratio:.4g}"
-
-    def on(self, model: Any) -> AbstractContextManager[None]:
-        """Applied to a U-Net, or that of a pipeline, for as long as the block runs."""
-        denoiser = find_denoisers(model)[0]
-        return merged(denoiser, self.ratio, self.stride, finest_level(denoiser))
-
-
-def tomes(pipe: Any, factor: int) -> list[Tome]:
+def tomes(pipe: Any, factor: int) -> list[Method]:
     """At as many kept tokens as the factor, and at its default; none where it cannot run."""
     try:
         import tomesd  # noqa: F401
@@ -97,28 +73,17 @@ def tomes(pipe: Any, factor: int) -> list[Tome]:
         return []
     if not hasattr(pipe, "unet"):
         return []
-    return [Tome(1 - 1 / factor**2, factor), Tome(0.5, 2)]
+    settings = [(1 - 1 / factor**2, factor), (0.5, 2)]
+    return [Method(f"tomesd {each[0]:.4g}", tomesd=each) for each in settings]
 
 
-def tome_speedup(pipe: Any, tome: Tome, height: int, width: int) -> float | None:
+def tome_speedup(pipe: Any, tome: Method, height: int, width: int) -> float | None:
     """Dense over patched FLOPs of one call, counted on the skeleton; None if it cannot be."""
+    assert tome.tomesd is not None, "the caller asks for no other method"
+    ratio, stride = tome.tomesd
     scale = spatial_scale(pipe)
-
-    def count(patched: Callable[[Any], Any] | None) -> int:
-        from torch.utils.flop_counter import FlopCounterMode
-
-        model: Any = on_meta(find_denoisers(pipe)[0])
-        inputs = denoiser_inputs(model, height // scale, width // scale, batch=2, device="meta")
-        first = [inputs.pop("sample"), inputs.pop("timestep")]  # it reads the positional ones
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            if patched is None:
-                model(*first, **inputs)
-            else:
-                with patched(model):
-                    model(*first, **inputs)
-        return int(counter.get_total_flops())
-
-    try:
-        return count(None) / count(tome.on)
-    except (NotImplementedError, RuntimeError, KeyError):
-        return None
+    model: Any = on_meta(find_denoisers(pipe)[0])
+    merge = partial(merged, ratio=ratio, stride=stride, level=finest_level(model))
+    inputs = denoiser_inputs(model, height // scale, width // scale, batch=2, device="meta")
+    dense, fewer = counted_flops(model, inputs), counted_flops(model, inputs, merge)
+    return dense / fewer if dense and fewer else None

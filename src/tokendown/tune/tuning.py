@@ -14,6 +14,7 @@ from ..analyze.analysis import ANCHORS, FACTORS, LayerAnalysis
 from ..analyze.measures import DENSE, Candidate
 from ..patch import find_denoisers
 from ..request import Request
+from ..rounding import significant
 from ..sampling import Picture, Progress
 from ..scales import latent_frames, spatial_scale, temporal_scale
 from ..tuned import TunedPlan
@@ -86,7 +87,7 @@ def tune(
     ticker = _Ticker(progress, 3 * len(prompts) + parts * len(prompts) + 8 + 9 * len(held_out))
     analysis, dense, calls = _look(pipe, request, prompts, rivals, factors, anchors, parts, ticker)
     reference = _reference(analysis, rivals["auto"])
-    gains = measure_gains(analysis, calls, reference, lambda: None)
+    gains = measure_gains(analysis, calls, reference)
     weights = measure_weights(analysis, gains, pipe, dense, reference, ticker.tick)
     prices = pricing.measured(analysis, calls) if measure else _flops(pipe, request, analysis)
     menu = build_menu(analysis, prices, gains, weights)
@@ -105,7 +106,7 @@ def tune(
         for e in entries
     ]
     made = _made(analysis, target, menu, picked["tuned"], entries, held_out)
-    made["error_on_prompts"] = float(f"{contest.error(picked['tuned']):.4g}")
+    made["error_on_prompts"] = significant(contest.error(picked["tuned"]), 4)
     plan = replace(plans["tuned"], made=made)
     ticker.finish()
     return Tuning(plan, analysis, gains, weights, _curve(menu), entries, _notes(entries))
@@ -222,7 +223,7 @@ def _made(
         "target": {k: v for k, v in vars(target).items() if v is not None},
         "cost": menu.unit,
         "predicted_speedup": round(menu.dense / menu.cost(choices), 4),
-        "predicted_error": float(f"{menu.error(choices):.4g}"),
+        "predicted_error": significant(menu.error(choices), 4),
         "prompts": list(analysis.prompts),
         "held_out": list(held_out),
         "held_out_results": [entry.to_dict() for entry in entries],

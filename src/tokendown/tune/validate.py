@@ -9,13 +9,12 @@ from functools import partial
 from statistics import fmean
 from typing import Any
 
-import numpy
-import torch
-
 from ..generate import summary_of
 from ..patch import apply_patch
+from ..pictures import as_tensor
 from ..quality import psnr, ssim
 from ..request import Request
+from ..rounding import significant
 from ..sampling import Picture, sample
 from ..tuned import TunedPlan
 from .effects import picture_error
@@ -49,9 +48,9 @@ class Entry:
     def to_dict(self) -> dict[str, Any]:
         """As JSON types, rounded."""
         return {
-            name: [_short(x) for x in value]
+            name: [significant(x, 4) for x in value]
             if isinstance(value, tuple)
-            else (_short(value) if isinstance(value, float) else value)
+            else (significant(value, 4) if isinstance(value, float) else value)
             for name, value in asdict(self).items()
         }
 
@@ -111,7 +110,8 @@ def validate(
 def _entry(name: str, speedup: float, made: Sequence[Picture], dense: Sequence[Picture]) -> Entry:
     pairs = list(zip(made, dense, strict=True))
     errors = tuple(picture_error(a, b) for a, b in pairs)
-    decibels = [float(psnr(_pixels(a), _pixels(b))) for a, b in pairs]
+    pixels = [(as_tensor(a.image), as_tensor(b.image)) for a, b in pairs]
+    decibels = [float(psnr(*pair)) for pair in pixels]
     finite = [value for value in decibels if value != float("inf")]
     return Entry(
         name,
@@ -119,16 +119,6 @@ def _entry(name: str, speedup: float, made: Sequence[Picture], dense: Sequence[P
         fmean(errors),
         errors,
         fmean(finite) if finite else None,
-        fmean(float(ssim(_pixels(a), _pixels(b))) for a, b in pairs),
+        fmean(float(ssim(*pair)) for pair in pixels),
         fmean(picture.denoising_seconds for picture in made),
     )
-
-
-def _pixels(picture: Picture) -> torch.Tensor:
-    """[1, 3, H, W] in [0, 1]."""
-    pixels = torch.from_numpy(numpy.array(picture.image))
-    return pixels.permute(2, 0, 1)[None].double() / 255.0
-
-
-def _short(value: float) -> float:
-    return float(f"{value:.4g}")
