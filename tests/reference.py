@@ -122,6 +122,8 @@ class Coarse:
         batch, tokens, _ = hidden_states.shape
         assert tokens == height * width, f"{tokens} tokens on a {height} x {width} grid"
         bias = log_multiplicities(self.norms, height, width, self.factor, self.anchors, self.at)
+        if bias.isfinite().all():  # every token is a key
+            bias = torch.zeros_like(bias)
         source = hidden_states
         if self.mean:  # every token may be an anchor: append the averages, drop what is no anchor
             means = cell_means(hidden_states, height, width, self.factor)

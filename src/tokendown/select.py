@@ -101,12 +101,7 @@ def select(
         anchors: how many, >= 0; fewer where fewer tokens are off the grid.
         method: with "mean" no token itself is on the grid, so every token may be an anchor.
         index: of the kept tokens, [M], with "nearest"; None is the top left of every cell.
-
-    Returns:
-        All tokens, each once, where that many anchors leave none out.
     """
-    if method == "nearest" and kept_tokens(grid, factor, anchors) == grid.tokens:
-        return Selection(grid, 1)
     count = kept_tokens(grid, factor, anchors, method) - grid.coarse(factor).tokens
     if count == 0 or scores is None:
         return Selection(grid, factor, method, index=index)
