@@ -322,6 +322,13 @@ def test_nothing_is_said_where_only_a_coarser_level_changes(caplog, factor):
     assert said(caplog) == []
 
 
+def test_anchors_that_leave_no_token_out_are_said_to_change_nothing(caplog):
+    caplog.set_level(logging.INFO, "tokendown")
+    with apply_patch(tiny.shallow_unet(), factor=2) as patch:  # 32 anchors of 36 tokens
+        tiny.run(patch.models[0], 6, 6)
+    assert len(said(caplog)) == 1
+
+
 def test_factor_one_is_said_to_change_nothing(caplog):
     caplog.set_level(logging.INFO, "tokendown")
     model = tiny.sd_unet()

@@ -35,31 +35,35 @@ SCHEDULERS = [
 LAYER = "down_blocks.0.attentions.0.transformer_blocks.0.attn1"
 
 
-class Probe:
-    """Notes the timestep of every denoiser call and whether keys were dropped in it.
+class Seen:
+    """Whether keys were dropped, at every call of one attention module: counts what reaches it."""
 
-    It counts what reaches ``to_k``, and takes the timestep as the model got it: it knows neither
-    the patch nor the clock.
-    """
-
-    def __init__(self, pipe) -> None:
+    def __init__(self, attention) -> None:
         self.coarse: list[bool] = []
-        self.times: list[float] = []
-        self.keys = 0
         self.tokens = 0
-        layer = pipe.unet.get_submodule(LAYER)
-        layer.to_q.register_forward_pre_hook(self.note_queries)
-        layer.to_k.register_forward_pre_hook(self.note_keys)
-        pipe.unet.register_forward_pre_hook(self.note_time, with_kwargs=True)
-
-    def note_time(self, _, args, kwargs) -> None:
-        self.times.append(float(args[1]))
+        attention.to_q.register_forward_pre_hook(self.note_queries)
+        attention.to_k.register_forward_pre_hook(self.note_keys)
 
     def note_queries(self, _, args) -> None:
         self.tokens = args[0].shape[1]
 
     def note_keys(self, _, args) -> None:
         self.coarse.append(args[0].shape[1] < self.tokens)
+
+
+class Probe(Seen):
+    """Notes the timestep of every denoiser call as well, as the model got it.
+
+    It knows neither the patch nor the clock.
+    """
+
+    def __init__(self, pipe) -> None:
+        super().__init__(pipe.unet.get_submodule(LAYER))
+        self.times: list[float] = []
+        pipe.unet.register_forward_pre_hook(self.note_time, with_kwargs=True)
+
+    def note_time(self, _, args, kwargs) -> None:
+        self.times.append(float(args[1]))
 
     def fresh(self) -> Probe:
         self.coarse, self.times = [], []
@@ -447,21 +451,6 @@ def test_saved_scheduler_settings_are_those_of_the_scheduler(tmp_path):
 
 
 # Runs that begin late, where the scheduler is not told
-
-
-class Seen:
-    """Whether keys were dropped, at every call of one attention module."""
-
-    def __init__(self, attention) -> None:
-        self.coarse, self.tokens = [], 0
-        attention.to_q.register_forward_pre_hook(self.note_queries)
-        attention.to_k.register_forward_pre_hook(self.note_keys)
-
-    def note_queries(self, _, args) -> None:
-        self.tokens = args[0].shape[1]
-
-    def note_keys(self, _, args) -> None:
-        self.coarse.append(args[0].shape[1] < self.tokens)
 
 
 @pytest.mark.parametrize(

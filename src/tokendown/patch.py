@@ -39,7 +39,6 @@ class Patch:
         self._parts = parts  # with the wrappers around them
         self._plans: list[Plan] = []
         self._followers: list[schedule.Follower] = []
-        self._removed = False
 
     def remove(self) -> None:
         """Restores the models exactly. Does nothing if this patch was removed or replaced."""
@@ -48,7 +47,6 @@ class Patch:
                 families.uninstall(part)
         for follower in self._followers:
             schedule.release(follower.scheduler)
-        self._removed = True
 
     def set_progress(self, step: int, steps: int) -> None:
         """Tells a patch with a step window or jitter where a hand-written sampling loop is.
@@ -95,7 +93,7 @@ class Patch:
             plan.set_shapes(shapes)
 
     def __enter__(self) -> Self:
-        if self._removed:
+        if not any(plan.patched for plan in self._plans):
             raise ConfigError("this patch was removed; apply_patch makes another one")
         return self
 

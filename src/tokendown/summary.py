@@ -15,7 +15,7 @@ from .adapters.classic import PERTURBED
 from .adapters.joint import JointLayer, JointPlan
 from .adapters.plan import Layer, Plan, Rule
 from .adapters.skeleton import Cost
-from .config import expect, is_int
+from .config import expect, in_window, is_int
 from .flops import joint_attention_flops, self_attention_flops
 from .patch import find_denoisers
 from .scales import latent_frames, spatial_scale, temporal_scale
@@ -103,7 +103,7 @@ class Summary:
         made = steps if made is None else made
         saved = sum(
             (layer.flops_before - layer.flops_after)
-            * sum(layer.start <= step / steps < layer.stop for step in range(steps - made, steps))
+            * sum(in_window(i, steps, layer.start, layer.stop) for i in range(steps - made, steps))
             for layer in self.layers
         )
         total = self.step_flops_before * made

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from .._errors import GridError
 from ..attention import vector_norm
 from ..multiplicity import Runs, bias_of, uneven
-from ..select import Selection, kept_tokens, select
+from ..select import Selection, select
 from .dispatch import backend_name, weighed_on_backend
 from .intercept import ForwardIntercept
 from .plan import Layer, Plan
@@ -173,12 +173,10 @@ class FewerKeys(ForwardIntercept):
             )
         grid, rule = layer.grid, layer.rule
         assert rule is not None, "installed on layers with a rule only"
-        factor, place = rule.factor(grid), layer.place
+        factor, place = layer.factor(grid), layer.place
         index = None
         if place is not None and factor > 1:
             index = place.index(grid.height, grid.width, factor, tokens.device)
-        if rule.cells == "nearest" and kept_tokens(grid, factor, rule.anchors) == grid.tokens:
-            factor = 1  # every token is a key, and stands for itself
         if factor > 1:
             scores = layer.anchored(scores)
         return select(

@@ -114,9 +114,8 @@ def _patch_transformer_sites(model: Any) -> Iterator[Site]:
     yield Site(model.pos_embed, attentions, 1, model.config.patch_size)
 
 
-_KEYS = (FewerKeys, JointKeys)
-_READERS = (GridReader, transformers.ShapeReader)
-_HOOKS = (*_READERS, NormReader, Recall, Follower)
+_WITH_PLAN = (FewerKeys, JointKeys, GridReader, transformers.ShapeReader)
+_HOOKS = (GridReader, NormReader, transformers.ShapeReader, Recall, Follower)
 
 FAMILIES: dict[str, Callable[[Any], Iterator[Site]]] = {
     "UNet2DConditionModel": _unet_sites,
@@ -236,7 +235,7 @@ def install(model: nn.Module, plan: Plan) -> None:
 
 def uninstall(model: nn.Module) -> None:
     """Takes everything of tokendown out of a model, whatever put it there."""
-    for plan in installed_plans(model):
+    for plan in set(installed_plans(model)):
         plan.retire()
     for module in model.modules():
         for item in intercepts(module):
@@ -256,15 +255,11 @@ def installed_plan(model: nn.Module) -> Plan | None:
 
 
 def installed_plans(model: nn.Module) -> Iterator[Plan]:
-    """Those of stand-ins, then of hooks: others may have wrapped a stand-in out of sight."""
+    """Those of stand-ins and of hooks: others may have wrapped a stand-in out of sight."""
     for module in model.modules():
-        for item in intercepts(module):
-            if isinstance(item, _KEYS):
+        for item in (*intercepts(module), *module._forward_pre_hooks.values()):
+            if isinstance(item, _WITH_PLAN):
                 yield item.plan
-    for module in model.modules():
-        for hook in module._forward_pre_hooks.values():
-            if isinstance(hook, _READERS):
-                yield hook.plan
 
 
 def attentions(model: nn.Module) -> Iterator[tuple[str, nn.Module, Any]]:

@@ -49,6 +49,10 @@ class JointLayer(Layer):
     text_asks: bool = True
     by_sample: bool = False
 
+    def factor(self, grid: Grid) -> int:
+        """That of its rule: anchors are among the tokens of all frames."""
+        return 1 if self.rule is None else self.rule.factor(grid)
+
 
 @dataclass(eq=False)
 class JointPlan(Plan):

@@ -1,4 +1,4 @@
-"""What a patch will do to one denoiser, in plain Python numbers.
+"""What a patch will do to one denoiser, layer by layer.
 
 The plan is shared by everything that is installed on the denoiser, is copied and pickled with it,
 and is read while ``torch.compile`` traces: integers become guards, so that one image size means
@@ -12,9 +12,10 @@ from dataclasses import dataclass, field, replace
 from torch import Tensor
 
 from .._errors import ConfigError, NothingPatchedError, UnsupportedModelError
-from ..config import CellMethod, Method, PatchConfig, cells_of
+from ..config import CellMethod, Method, PatchConfig, cells_of, in_window
 from ..grid import Grid
 from ..jitter import Place
+from ..select import kept_tokens
 from ..tuned import Options, TunedPlan
 
 Shape = tuple[int, int, int]
@@ -67,8 +68,13 @@ class Layer:
         return Grid(self.height, self.width)
 
     def factor(self, grid: Grid) -> int:
-        """The linear factor at a grid; 1 is dense."""
-        return 1 if self.rule is None else self.rule.factor(grid)
+        """The linear factor at a grid; 1 is dense, as it is where anchors would be all the rest."""
+        rule = self.rule
+        if rule is None:
+            return 1
+        factor = rule.factor(grid)
+        every = rule.cells == "nearest" and kept_tokens(grid, factor, rule.anchors) == grid.tokens
+        return 1 if every else factor
 
     def drops(self, grid: Grid) -> bool:
         """Whether keys are dropped at a grid, of a frame or whole frames."""
@@ -211,7 +217,7 @@ class Clock:
         self.step, self.steps = step, steps
         self.running = step < steps
         self.place = Place.at(step if self.running else -1)
-        self.active = self.running and self.start <= step / steps < self.stop
+        self.active = self.running and in_window(step, steps, self.start, self.stop)
 
 
 # What a layer goes by: clock, height, width, and shapes.

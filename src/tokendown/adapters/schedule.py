@@ -1,4 +1,4 @@
-"""Follows a scheduler, so that a patch can be active in a part of the schedule only.
+"""Follows a scheduler, so that a patch knows the step: for jitter, and for step windows.
 
 A timestep lives on the device, and reading it would stall a GPU at every step. The scheduler is
 told of every step in plain Python: counting its calls costs nothing and works for all of them.

@@ -73,8 +73,9 @@ def tune(
     """Choose factor, anchors and steps of every layer from a few prompts; write a plan."""
     with politely(as_json):
         pictures.check_folder(out_folder)
-        default = "auto" if error is None and speedup is None else None
-        target = Target(error, speedup, default if like is None else like)  # type: ignore[arg-type]
+        if error is None and speedup is None and like is None:
+            like = "auto"
+        target = Target(error, speedup, like)  # type: ignore[arg-type]
         tuning, origin = _tune(ctx.params, target)
         files = _save(out_folder, tuning, origin)
         for note in tuning.notes:
