@@ -378,6 +378,35 @@ def test_nothing_is_overwritten(tmp_path):
     assert Image.open(tmp_path / "x-a.png").getpixel((0, 0)) == (255, 0, 0)
 
 
+def without_links(*_):
+    raise OSError(1, "Operation not permitted")
+
+
+@pytest.mark.parametrize("links", [True, False])
+@pytest.mark.parametrize("meanwhile", [True, False])
+def test_one_of_several_names_is_taken(tmp_path, monkeypatch, links, meanwhile):
+    """From the start, or by another process after all names were looked up."""
+    image, taken = Image.new("RGB", (4, 4), "red"), tmp_path / "x-b.png"
+    real = os.chmod
+
+    def chmod(draft, mode):
+        if len(list(tmp_path.glob("x-a*"))) == 1:
+            taken.write_text("theirs")
+        real(draft, mode)
+
+    if not links:
+        monkeypatch.setattr(os, "link", without_links)
+    if meanwhile and links:
+        monkeypatch.setattr(os, "chmod", chmod)
+    else:
+        taken.write_text("theirs")
+    both = pictures.save(tmp_path, "x", {"-a": (image, {"n": 1}), "-b": (image, {"n": 2})})
+    assert [path.name for path in both] == ["x-2-a.png", "x-2-b.png"]
+    assert [pictures.read_settings(path)["n"] for path in both] == [1, 2]
+    assert sorted(tmp_path.iterdir()) == sorted([*both, taken])
+    assert taken.read_text() == "theirs"
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(28, "No space left on device")])
 def test_a_save_that_fails_in_the_middle_leaves_nothing(tmp_path, monkeypatch, error):
     real = os.link
@@ -399,10 +428,7 @@ def test_a_save_that_fails_in_the_middle_leaves_nothing(tmp_path, monkeypatch, e
 
 
 def test_a_disk_without_links(tmp_path, monkeypatch):
-    def link(*_):
-        raise OSError(1, "Operation not permitted")
-
-    monkeypatch.setattr(os, "link", link)
+    monkeypatch.setattr(os, "link", without_links)
     [path] = pictures.save(tmp_path, "x", {"": (Image.new("RGB", (4, 4)), {"a": 1})})
     assert pictures.read_settings(path) == {"a": 1}
     assert list(tmp_path.iterdir()) == [path]

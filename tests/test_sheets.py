@@ -201,12 +201,22 @@ def test_compare_keeps_pictures_on_request_and_says_what_changes_nothing(folder,
     table, notes = run(*words, "paper", "--keep", "--out", tmp_path)
     assert "paper changes nothing at 40x24" in notes[0]
     names = sorted(path.name for path in tmp_path.iterdir())
-    assert names == ["compare-0-dense-0.png", "compare-0-paper-0.png", "compare-sheet.png",
+    assert names == ["compare-0-0-dense-0.png", "compare-0-1-paper-0.png", "compare-sheet.png",
                      "compare.json"]  # fmt: skip
     assert read_settings(tmp_path / names[1])["method"]["config"]["preset"] == "paper"
     assert "1 picture a method" in table
     run(*words, "paper", "--out", tmp_path)
     assert (tmp_path / "compare-2.json").exists()
+
+
+def test_every_picture_is_kept_where_names_are_long(folder, tmp_path):
+    words = ("compare", "a", "--model", folder, "--steps", 1, "--size", "40x24", "--keep")
+    for start in (0.25, 0.75):
+        words += ("--method", f"factor=2,anchors=0,multiplicity=0,start={start}")
+    run(*words, "--out", tmp_path)
+    kept = [read_settings(path) for path in tmp_path.glob("compare-0-*.png")]
+    starts = [each["method"]["config"]["start"] for each in kept if each["method"]["config"]]
+    assert sorted(starts) == [0.25, 0.75]
 
 
 @pytest.mark.parametrize(

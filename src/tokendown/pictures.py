@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -147,22 +148,24 @@ def _encode(
 
 def _publish(folder: Path, stem: str, drafts: Mapping[str, str]) -> list[Path]:
     """Gives finished files their names; never takes a name that exists."""
-    number = 1
-    while True:
+    for number in itertools.count(1):
         tail = "" if number == 1 else f"-{number}"
-        names = [folder / f"{stem}{tail}{suffix}" for suffix in drafts]
+        names = {folder / f"{stem}{tail}{suffix}": draft for suffix, draft in drafts.items()}
+        if any(name.exists() for name in names):
+            continue
         done: list[Path] = []
         try:
-            for draft, name in zip(drafts.values(), names, strict=True):
+            for name, draft in names.items():
                 _rename(draft, name)
                 done.append(name)
-            return names
         except BaseException as error:
             for name in done:
-                name.unlink(missing_ok=True)
-            if not isinstance(error, FileExistsError) or done:
+                _take_back(name, names[name])
+            if not isinstance(error, FileExistsError):  # else it was taken meanwhile
                 raise
-            number += 1
+        else:
+            return done
+    raise AssertionError("there is always one more number")
 
 
 def _rename(draft: str, name: Path) -> None:
@@ -175,6 +178,13 @@ def _rename(draft: str, name: Path) -> None:
         raise
     except OSError:  # a file system without links
         os.replace(draft, name)
+
+
+def _take_back(name: Path, draft: str) -> None:
+    if Path(draft).exists():  # linked: a rename of one to the other would do nothing
+        name.unlink()
+    else:
+        os.replace(name, draft)
 
 
 def _umask() -> int:

@@ -197,11 +197,12 @@ def _save(drawn: _Drawn, folder: Path, limit: int, keep: bool) -> list[Path]:
     parts = {"-sheet": (sheets.contact_sheet(rows, foot, limit), settings)}
     if keep:
         for number, row in enumerate(rows):
-            for method, picture in row.pictures.items():
+            for index, (method, picture) in enumerate(row.pictures.items()):
                 image = picture.image
                 if builtin.is_random(first.model):
                     image = captions.with_strip(image, "random weights")
-                suffix = f"-{number}-{pictures.stem_for(method.name, row.request.seed)}"
+                name = pictures.stem_for(method.name, row.request.seed)  # may be cut short
+                suffix = f"-{number}-{index}-{name}"
                 described = {**gen.describe(pipe, picture), "method": method.to_dict()}
                 parts[suffix] = (image, described)
     return pictures.save(folder, "compare", parts, record)
