@@ -8,8 +8,8 @@ follows it, up to the next empty line. What the words do depends on the file:
 * ``.jsonl``, cells of ``tokendown bench``: they choose the one group of cells that has them all,
   its target, size, dtype, compilation and so on.
 * ``.md``, a table of ``paper/``: quoted, they choose rows by what the first column begins with.
-* ``.json``: a plan of ``tokendown tune`` against its rivals, or a record of the script that was
-  there before ``tokendown bench``; one table, no words.
+* ``.json``: a sheet of ``tokendown compare``, a plan of ``tokendown tune`` against its rivals, or a
+  record of the script that was there before ``tokendown bench``; one table, no words.
 """
 
 from __future__ import annotations
@@ -24,7 +24,13 @@ from tokendown.bench.cells import read_cells
 from tokendown.bench.report import markdown_table, summarise
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = ("README.md", "paper/README.md", "docs/how-it-works.md")
+PAGES = (
+    "README.md",
+    "paper/README.md",
+    "docs/benchmarks.md",
+    "docs/how-it-works.md",
+    "docs/quality.md",
+)
 MARK = re.compile(r"(<!-- table (\S+)(.*) -->\n)(?:.+\n)*")
 
 
@@ -35,8 +41,7 @@ def table(match: re.Match[str]) -> str:
     if path.suffix == ".md":
         return mark + rows_of(path.read_text(), shlex.split(words))
     if path.suffix == ".json":
-        record = json.loads(path.read_text())
-        return mark + (render_tuning(record) if "tuning" in record else render_record(record))
+        return mark + render(json.loads(path.read_text()))
     groups = [g for g in summarise(read_cells(path)) if set(words.split()) <= words_of(g.key)]
     if len(groups) != 1:
         raise SystemExit(f"{name}{words}: {len(groups)} groups of cells; a table needs one")
@@ -51,6 +56,30 @@ def rows_of(text: str, beginnings: list[str]) -> str:
         if len(rows) != len(beginnings):
             raise SystemExit(f"{beginnings} choose {len(rows)} rows")
     return "\n".join([head, rule, *rows]) + "\n"
+
+
+def render(record: dict[str, Any]) -> str:
+    """The table of a JSON file, by what it is a record of."""
+    if "tuning" in record:
+        return render_tuning(record)
+    return render_sheet(record) if record.get("kind") == "methods" else render_record(record)
+
+
+def render_sheet(record: dict[str, Any]) -> str:
+    """What each method gains, and how far its pictures are from the dense ones on average."""
+    lines = [
+        "| method | speed-up, FLOPs | MSE | PSNR, dB | SSIM | LPIPS |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for method in record["methods"]:
+        means, speedup = method["means"], method["predicted_speedup"]
+        if method["name"] != "dense":
+            lines.append(
+                f"| {method['name']} | {'' if speedup is None else format(speedup, '.2f')} | "
+                f"{means['mse']:.1e} | {means['psnr_db']:.1f} | {means['ssim']:.3f} | "
+                f"{means['lpips']:.4f} |"
+            )
+    return "\n".join(lines) + "\n"
 
 
 def render_tuning(record: dict[str, Any]) -> str:

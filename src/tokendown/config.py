@@ -22,8 +22,8 @@ def cells_of(method: Method) -> CellMethod:
 # 2048 pixels of Stable Diffusion 1.5. Source: arXiv:2402.13573 and its authors' public demo.
 PAPER_BUDGET = 4096
 # By FLOPs a step of SD 1.5 gains 1.59x with 3072 keys at 1024 pixels and 3.47x at 2048 (the paper's
-# rule: 1.39x and 2.59x), at about the paper's error. 1024 keys gain 3 and 7 % more, and cost more
-# quality than that is worth. Measured: paper/LOG.md.
+# rule: 1.39x and 2.59x). 1024 keys gain 3 and 7 % more, and cost more quality than that is worth.
+# Measured: docs/quality.md, paper/LOG.md.
 AUTO_BUDGET = 3072
 AUTO_ANCHORS = 32
 
