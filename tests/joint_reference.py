@@ -61,20 +61,17 @@ class Want:
         temporal: int,
         anchored: bool,
     ) -> Tensor:
-        frames, height, width = shape
         at = (min(self.at[0], factor - 1), min(self.at[1], factor - 1))
-        kept = reference.kept_keys(height, width, factor, at)
-        on_grid = torch.cat([kept & (frame % temporal == 0) for frame in range(frames)])
-        bias = torch.full(lengths.shape, -math.inf, dtype=torch.float64)
-        bias[:, on_grid] = math.log(factor**2 * temporal) if self.counted else 0.0
+        kept = list(reference.cells(shape, factor, temporal, at))
+        count = factor**2 * temporal if self.counted else 1
+        anchors = math.ceil(self.anchors / self.ranks) if anchored else 0
         share = lengths.shape[1] // self.ranks
-        for rank in range(self.ranks if anchored else 0):
-            part = range(rank * share, (rank + 1) * share)
-            for row, norms in zip(bias, lengths.tolist(), strict=True):
-                off_grid = sorted((norms[i], i) for i in part if not on_grid[i])
-                longest = off_grid[::-1][: math.ceil(self.anchors / self.ranks)]
-                row[[i for _, i in longest]] = 0.0
-        return bias
+        parts = []
+        for first in range(0, self.ranks * share, share):
+            own = [(a - first, b - first) for a, b in kept if first <= a < first + share]
+            part = lengths[:, first : first + share]
+            parts.append(reference.with_anchors(part, own, count, anchors))
+        return torch.cat(parts, 1)
 
 
 def complex_table(table: Any) -> Tensor:
@@ -292,9 +289,9 @@ class Joint:
         return self._output(attn, out, length, pair, hidden_states)
 
     def _kept(self, norms: Tensor) -> tuple[Tensor, Tensor]:
-        """Which image tokens, and log m of each, [batch, kept]."""
+        """Image tokens that any sample keeps, and what is added to their logits, [batch, kept]."""
         bias = self.want.log_multiplicities(norms)
-        index = bias.isfinite().nonzero()[:, 1].view(bias.shape[0], -1)
+        index = bias.isfinite().any(0).nonzero()[:, 0].expand(bias.shape[0], -1)
         return index, bias.gather(1, index)
 
     def _split_table(self, attn: Any) -> bool:

@@ -7,7 +7,7 @@ log m, in plain matrix products, as a processor that a test puts into an un-patc
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -59,6 +59,60 @@ def log_multiplicities(
         row[longest] = 0.0
     bias[:, on_grid] = 2 * math.log(factor)
     return bias
+
+
+Shape = tuple[int, int, int]
+
+
+def cells(
+    shape: Shape, factor: int, temporal: int = 1, at: tuple[int, int] = (0, 0)
+) -> Iterator[tuple[int, int]]:
+    """The kept token of every cell, and the one half a cell further, around its edge.
+
+    Args:
+        shape: (frames, height, width).
+        factor: linear.
+        temporal: one of so many frames is kept.
+        at: row and column of the kept token in its cell.
+    """
+    frames, height, width = shape
+    ahead = [(place + factor // 2) % factor for place in at]
+    for first in range(0, frames, temporal):
+        for top in range(0, height, factor):
+            for left in range(0, width, factor):
+                yield tuple(
+                    (frame * height + min(top + down, height - 1)) * width
+                    + min(left + right, width - 1)
+                    for frame, (down, right) in (
+                        (first, at),
+                        (min(first + temporal // 2, frames - 1), ahead),
+                    )
+                )
+
+
+def with_anchors(
+    norms: Tensor, kept: Iterable[tuple[int, int]], multiplicity: int, anchors: int
+) -> Tensor:
+    """What a patched layer adds to the logits of every token.
+
+    Args:
+        norms: [batch, tokens]; the longest are the anchors, which count once.
+        kept: of every cell a token, and another for where that is an anchor.
+        multiplicity: how often the token of a cell counts.
+        anchors: how many; fewer where fewer tokens are left.
+
+    Returns:
+        [batch, tokens], minus infinity where a token is dropped.
+    """
+    kept = list(kept)
+    anchors = min(anchors, norms.shape[1] - len({token for token, _ in kept}))
+    weights = torch.zeros(norms.shape, dtype=torch.float64)
+    for weight, lengths in zip(weights, norms.tolist(), strict=True):
+        longest = sorted(range(len(lengths)), key=lengths.__getitem__)[len(lengths) - anchors :]
+        for token, other in kept:
+            weight[other if token in longest else token] += multiplicity
+        weight[longest] += 1
+    return weights.log()
 
 
 def cell_means(x: Tensor, height: int, width: int, factor: int) -> Tensor:
@@ -121,8 +175,9 @@ class Coarse:
             hidden_states = attn.group_norm(hidden_states.mT).mT
         batch, tokens, _ = hidden_states.shape
         assert tokens == height * width, f"{tokens} tokens on a {height} x {width} grid"
-        bias = log_multiplicities(self.norms, height, width, self.factor, self.anchors, self.at)
-        if bias.isfinite().all():  # every token is a key
+        kept = list(cells((1, height, width), self.factor, at=self.at))
+        bias = with_anchors(self.norms, kept, self.factor**2, self.anchors)
+        if len(kept) + self.anchors >= tokens:  # every token is a key
             bias = torch.zeros_like(bias)
         source = hidden_states
         if self.mean:  # every token may be an anchor: append the averages, drop what is no anchor
@@ -135,9 +190,7 @@ class Coarse:
         if attention_mask is not None:  # [batch, 1, tokens], added to the logits
             bias = bias + attention_mask[:, 0]
         if tokens > 4096:  # the masked matrix would not fit
-            counts = bias.isfinite().sum(1)
-            assert counts.min() == counts.max()
-            index = bias.isfinite().nonzero()[:, 1].view(batch, -1)
+            index = bias.isfinite().any(0).nonzero()[:, 0].expand(batch, -1)
             source = source.gather(1, index[..., None].expand(-1, -1, source.shape[-1]))
             bias = bias.gather(1, index)
         size = attn.to_q.out_features // attn.heads

@@ -127,7 +127,8 @@ def test_errors_are_those_of_masked_dense_attention(monkeypatch):
             bias[:, : means.shape[1]] = 2 * math.log(factor)
         else:
             kept = tokens
-            bias = reference.log_multiplicities(norms, 9, 11, factor, anchors).float()
+            cells = reference.cells((1, 9, 11), factor)
+            bias = reference.with_anchors(norms, cells, factor**2, anchors).float()
         want = (output(kept, bias) - dense).square().sum() / dense.square().sum()
         assert seen.errors[factor, anchors, method] == pytest.approx(float(want), rel=1e-3)
         assert want > 1e-4

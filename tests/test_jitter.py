@@ -232,7 +232,7 @@ def ranges(model, call) -> int:
 @pytest.mark.parametrize("kind", ["unet", "flux", "wan"])
 def test_an_index_is_computed_once_a_step_and_grid(kind):
     if kind == "unet":
-        model, options, grids, each = tiny.sd_unet(), {"factor": {1: 4, 2: 2}, "anchors": 4}, 2, 2
+        model, options, grids, each = tiny.sd_unet(), {"factor": {1: 4, 2: 2}}, 2, 2
         calls = [tiny.inputs(model, *size) for size in ((8, 12), (12, 8))]
     else:  # one grid; a film also has a range for its frames
         model, options, grids = getattr(tiny_transformers, kind)(), {"factor": 2}, 1
@@ -241,7 +241,8 @@ def test_an_index_is_computed_once_a_step_and_grid(kind):
     for call in calls:
         model(**call)  # what a model computes at its first call only
     dense = [ranges(model, call) for call in calls]
-    with apply_patch(model, **options) as patch:
+    each *= 2  # and another token of each cell, where an anchor is on the grid
+    with apply_patch(model, **options, anchors=4) as patch:
         assert len(installed_plan(model).patched) > grids
         for step in range(3):
             patch.set_progress(step, 3)

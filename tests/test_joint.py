@@ -240,22 +240,26 @@ def test_a_mask_that_is_expanded_over_heads_and_queries_stays_small(anchors):
 
 
 @pytest.mark.parametrize(("step", "at"), [(None, (0, 0)), (0, (1, 1)), (3, (0, 0))])
-def test_anchors_of_a_film_are_the_longest_tokens_off_its_grid(step, at):
+def test_anchors_of_a_film_are_its_longest_tokens_and_not_on_its_grid(step, at):
     from tokendown.jitter import Place
     from tokendown.sequence import Box, Sequence
 
     place = None if step is None else Place.at(step)
-    box = Box(3, 5, 7, factor=2, temporal=2).at(place, torch.device("cpu"))
+    box = Box(3, 5, 7, factor=2, temporal=2)
     scores = torch.rand(2, box.tokens, generator=torch.Generator().manual_seed(0))
-    frame = reference.kept_keys(5, 7, 2, at)
-    on_grid = torch.cat([frame, torch.zeros_like(frame), frame])
-    sequence = Sequence((box,), before=2).with_anchors(scores, 9)
-    longest = scores.masked_fill(on_grid, -1).argsort(descending=True)[:, :9]
-    assert torch.equal(sequence.anchors.sort().values, longest.sort().values)
+    bias = reference.with_anchors(scores, reference.cells((3, 5, 7), 2, 2, at), 8, 9)
+    sequence = Sequence((box,), before=2).with_anchors(scores, 9, place)
     x = torch.rand(2, sequence.tokens, 3)
     kept = sequence.take(x, 1)
+    assert kept.shape[1] == 2 + 2 * 3 * 4 + 9
     assert torch.equal(sequence.take(sequence.put(kept), 1), kept)
-    assert torch.equal(sequence.put(kept).any(-1).sum(1), torch.tensor([kept.shape[1]] * 2))
+    assert torch.equal(sequence.put(kept)[:, 2:].any(-1), bias.isfinite())
+    weights = torch.zeros(2, sequence.tokens).scatter_add_(
+        1,
+        sequence.take(torch.arange(sequence.tokens).expand(2, -1), 1),
+        torch.tensor([m for n, m in sequence.runs() for _ in range(n)]).float().expand(2, -1),
+    )
+    assert torch.allclose(weights[:, 2:].double(), bias.exp())
 
 
 # Where the grid comes from

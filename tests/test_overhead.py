@@ -44,8 +44,8 @@ def single(call):
 
 @pytest.mark.parametrize(
     ("kind", "anchors", "most"),
-    [("unet", 0, 1), ("unet", 8, 9), ("sd35", 0, 3), ("sd35", 8, 8),
-     ("flux", 0, 8), ("flux", 8, 14), ("wan", 0, 4), ("wan", 8, 14)],
+    [("unet", 0, 1), ("unet", 8, 11), ("sd35", 0, 3), ("sd35", 8, 11),
+     ("flux", 0, 8), ("flux", 8, 17), ("wan", 0, 4), ("wan", 8, 17)],
 )  # fmt: skip
 def test_operations_of_a_patched_layer(kind, anchors, most):
     if kind == "unet":

@@ -66,6 +66,7 @@ class Place:
         *,
         frames: int = 1,
         temporal: int = 1,
+        opposite: bool = False,
     ) -> Tensor:
         """The kept tokens of a row-major grid, [M], in its order; shared, so leave it as it is.
 
@@ -76,8 +77,10 @@ class Place:
             device: of the result.
             frames: how many such grids follow each other.
             temporal: one of so many frames is kept, from the first on.
+            opposite: half a cell further instead, around its edge: another token of each cell,
+                where that has any.
         """
-        grid = (height, width, factor, device, frames, temporal)
+        grid = (height, width, factor, device, frames, temporal, opposite)
         if torch.compiler.is_compiling() or _capturing(device):
             return self._index(*grid)
         key = (*grid, _stream(device))
@@ -95,14 +98,28 @@ class Place:
         self._known[key] = index
 
     def _index(
-        self, height: int, width: int, factor: int, device: torch.device, frames: int, temporal: int
+        self,
+        height: int,
+        width: int,
+        factor: int,
+        device: torch.device,
+        frames: int,
+        temporal: int,
+        opposite: bool,
     ) -> Tensor:
-        rows = _along(height, factor, self.down, device)
-        one = (rows[:, None] * width + _along(width, factor, self.right, device)).flatten()
+        ahead = factor // 2 if opposite else 0
+        rows = _along(height, factor, self.down, ahead, device)
+        columns = _along(width, factor, self.right, ahead, device)
+        one = (rows[:, None] * width + columns).flatten()
         if frames == 1:
             return one
-        starts = torch.arange(0, frames * height * width, temporal * height * width, device=device)
-        return (starts[:, None] + one).flatten()
+        kept = torch.arange(0, frames, temporal, device=device)
+        if opposite:
+            kept = (kept + temporal // 2).clamp(max=frames - 1)
+        return (kept[:, None] * (height * width) + one).flatten()
+
+
+TOP_LEFT = Place.at(-1)
 
 
 def _capturing(device: torch.device) -> bool:
@@ -115,7 +132,7 @@ def _stream(device: torch.device) -> Any:
     return torch.cuda.current_stream(device) if device.type == "cuda" else None
 
 
-def _along(side: int, factor: int, sixteenths: Tensor, device: torch.device) -> Tensor:
-    """One of every ``factor`` rows or columns, [ceil(side / factor)]."""
+def _along(side: int, factor: int, sixteenths: Tensor, ahead: int, device: torch.device) -> Tensor:
+    """One of every ``factor`` rows or columns, so many tokens ahead, [ceil(side / factor)]."""
     starts = torch.arange(0, side, factor, device=device)
-    return (starts + (sixteenths * factor >> _DEPTH)).clamp(max=side - 1)
+    return (starts + ((sixteenths * factor >> _DEPTH) + ahead) % factor).clamp(max=side - 1)

@@ -29,7 +29,8 @@ class Selection:
         factor: linear, >= 1.
         method: "nearest" or "mean", see :func:`select_tokens`.
         anchors: indices of tokens kept besides the grid, [..., A], or None.
-        index: of the kept tokens, [M], with "nearest"; None is the top left of every cell.
+        index: of the kept tokens, with "nearest", [M], or [..., M] where anchors were set apart;
+            None is the top left of every cell.
     """
 
     grid: Grid
@@ -40,11 +41,11 @@ class Selection:
 
     def take(self, x: Tensor) -> Tensor:
         """[..., N, C] -> [..., M + A, C]; leading dimensions as those of the anchors."""
-        kept = self._on_grid(x)
         if self.anchors is None:
-            return kept
-        index = self.anchors.unsqueeze(-1).expand(*x.shape[:-2], -1, x.shape[-1])
-        return torch.cat([kept, x.gather(-2, index)], dim=-2)
+            return self._on_grid(x)
+        if self.index is None:
+            return torch.cat([self._on_grid(x), _at(x, self.anchors)], dim=-2)
+        return _at(x, torch.cat([self.index, self.anchors], dim=-1))
 
     def take_mask(self, mask: Tensor) -> Tensor:
         """Selects the key columns of an attention mask.
@@ -62,14 +63,14 @@ class Selection:
             raise GridError(
                 "cell averages cannot follow an attention mask over keys; use method='nearest'"
             )
-        kept = self._on_grid(mask.unsqueeze(-1)).squeeze(-1)
         if self.anchors is None:
-            return kept
-        batch, count = self.anchors.shape
-        index = self.anchors.view(batch, *[1] * (mask.ndim - 2), count)
-        mask = mask.expand(batch, *mask.shape[1:])
-        anchored = mask.gather(-1, index.expand(*mask.shape[:-1], count))
-        return torch.cat([kept.expand(batch, *kept.shape[1:]), anchored], dim=-1)
+            return self._on_grid(mask.unsqueeze(-1)).squeeze(-1)
+        mask, last = mask.expand(len(self.anchors), *mask.shape[1:]), mask.ndim - 1
+        if self.index is not None:
+            index = torch.cat([self.index, self.anchors], dim=-1)
+            return mask.gather(last, along(index, mask, last))
+        kept = self._on_grid(mask.unsqueeze(-1)).squeeze(-1)
+        return torch.cat([kept, mask.gather(last, along(self.anchors, mask, last))], dim=-1)
 
     def runs(self, exact: int = 0) -> Runs:
         """How often the kept keys count, and ``exact`` further ones that follow them."""
@@ -90,7 +91,6 @@ def select(
     *,
     anchors: int = 0,
     method: CellMethod = "nearest",
-    index: Tensor | None = None,
 ) -> Selection:
     """Chooses the anchors: the highest scores that are not on the coarse grid anyway.
 
@@ -100,20 +100,51 @@ def select(
         factor: linear, >= 1.
         anchors: how many, >= 0; fewer where fewer tokens are off the grid.
         method: with "mean" no token itself is on the grid, so every token may be an anchor.
-        index: of the kept tokens, [M], with "nearest"; None is the top left of every cell.
     """
     count = kept_tokens(grid, factor, anchors, method) - grid.coarse(factor).tokens
     if count == 0 or scores is None:
-        return Selection(grid, factor, method, index=index)
+        return Selection(grid, factor, method)
     scores = scores.detach()
-    if index is not None:
-        scores = scores.index_fill(-1, index, -torch.inf)
-    elif method == "nearest":
+    if method == "nearest":
         scores = scores.clone()
         cells = scores.unflatten(-1, (grid.height, grid.width))
         cells[..., ::factor, ::factor] = -torch.inf
     found = scores.topk(count, dim=-1, sorted=False).indices
-    return Selection(grid, factor, method, found, index)
+    return Selection(grid, factor, method, found)
+
+
+def set_apart(scores: Tensor, index: Tensor, others: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Makes anchors of the highest scores, and lets no grid key count one of them for a cell.
+
+    A grid key counts as often as its cell has tokens, but an attention sink is one token, however
+    much attention it receives: counted for its whole cell it gets all of it (paper/LOG.md). So
+    where a high score is on the grid, another token of its cell stands for the cell.
+
+    Args:
+        scores: [batch, N].
+        index: of the tokens on the grid, [M].
+        others: of other tokens of the same cells, [M].
+        count: how many anchors, 1 to N.
+
+    Returns:
+        The grid, [batch, M], and the anchors, [batch, count].
+    """
+    scores = scores.detach()
+    highest = scores.topk(count, dim=-1, sorted=False)
+    least = highest.values.amin(-1, keepdim=True)
+    return torch.where(scores.index_select(-1, index) < least, index, others), highest.indices
+
+
+def along(index: Tensor, x: Tensor, dim: int) -> Tensor:
+    """[batch, n] to the shape of what it picks from a dimension of ``x``, as for ``gather``."""
+    batch, count = index.shape
+    index = index.view(batch, *[1] * (dim - 1), count, *[1] * (x.ndim - dim - 1))
+    return index.expand(*x.shape[:dim], count, *x.shape[dim + 1 :])
+
+
+def _at(x: Tensor, index: Tensor) -> Tensor:
+    """[..., N, C], [..., n] -> [..., n, C]"""
+    return x.gather(-2, index.unsqueeze(-1).expand(*index.shape, x.shape[-1]))
 
 
 def kept_tokens(grid: Grid, factor: int, anchors: int, method: CellMethod = "nearest") -> int:

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from .grid import Grid
-from .jitter import Place
+from .jitter import TOP_LEFT, Place
 from .multiplicity import Runs
+from .select import along, set_apart
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,8 @@ class Box:
         width: tokens.
         factor: linear, in height and width, >= 1.
         temporal: one of so many frames is kept, >= 1.
-        index: of the kept tokens, [kept]; None is the top left of every cell.
+        index: of the kept tokens, [kept], or [batch, kept] where samples keep different ones; None
+            is the top left of every cell.
     """
 
     frames: int
@@ -60,35 +62,55 @@ class Box:
 
     def at(self, place: Place | None, device: torch.device) -> Box:
         """The same with its kept tokens at a place in their cells; None is the top left."""
-        if place is None or self.factor == 1:
+        if place is None or self.kept == self.tokens:
             return self
-        index = place.index(
+        return replace(self, index=self._index(place, device))
+
+    def with_anchors(
+        self, scores: Tensor, count: int, place: Place | None
+    ) -> tuple[Box, Tensor | None]:
+        """The same, and its anchors, which are not on its coarse grid then.
+
+        Args:
+            scores: [batch, tokens], see :func:`set_apart`.
+            count: >= 0; fewer where fewer tokens are off the grid.
+            place: of kept tokens in their cells; None is the top left.
+
+        Returns:
+            The box, and [batch, anchors] indices, or None.
+        """
+        count = min(count, self.tokens - self.kept)
+        if count == 0:
+            return self.at(place, scores.device), None
+        place = place or TOP_LEFT
+        own = self._index(place, scores.device)
+        others = self._index(place, scores.device, opposite=True)
+        index, anchors = set_apart(scores, own, others, count)
+        return replace(self, index=index), anchors
+
+    def _index(self, place: Place, device: torch.device, opposite: bool = False) -> Tensor:
+        return place.index(
             self.height, self.width, self.factor, device,
-            frames=self.frames, temporal=self.temporal,
+            frames=self.frames, temporal=self.temporal, opposite=opposite,
         )  # fmt: skip
-        return replace(self, index=index)
 
     def take(self, x: Tensor, dim: int) -> Tensor:
         """Keeps ``kept`` of the ``tokens`` entries of a dimension."""
-        if self.index is not None:
+        if self.index is None:
+            return self._strided(x, dim).flatten(dim, dim + 2)
+        if self.index.ndim == 1:
             return x.index_select(dim, self.index)
-        return self._strided(x, dim).flatten(dim, dim + 2)
-
-    def filled(self, x: Tensor, value: float) -> Tensor:
-        """A copy of ``x``, [batch, tokens], with this value where a token is kept."""
-        if self.index is not None:
-            return x.index_fill(1, self.index, value)
-        x = x.clone()
-        self._strided(x, 1).fill_(value)
-        return x
+        return x.gather(dim, along(self.index, x, dim))
 
     def put(self, full: Tensor, kept: Tensor) -> None:
         """The inverse along dimension 1, in place: ``full`` has ``tokens`` entries there."""
-        if self.index is not None:
-            full.index_copy_(1, self.index, kept)
-        else:
+        if self.index is None:
             target = self._strided(full, 1)
             target.copy_(kept.unflatten(1, target.shape[1:4]))
+        elif self.index.ndim == 1:
+            full.index_copy_(1, self.index, kept)
+        else:
+            full.scatter_(1, along(self.index, full, 1), kept)
 
     def _strided(self, x: Tensor, dim: int) -> Tensor:
         """The kept tokens as a view: ``dim`` becomes (frames, height, width)."""
@@ -135,21 +157,27 @@ class Sequence:
         """The same with so many more exact tokens before it."""
         return replace(self, before=self.before + count)
 
-    def with_anchors(self, scores: Tensor, count: int) -> Sequence:
-        """The same with the highest scores of the first box that are not on its coarse grid.
+    def with_anchors(self, scores: Tensor, count: int, place: Place | None = None) -> Sequence:
+        """The same with anchors in the first box, see :meth:`Box.with_anchors`.
 
         Args:
             scores: [batch, tokens] of the joint sequence, or of the image tokens alone.
-            count: >= 0, see :func:`choose_anchors`.
+            count: >= 0.
+            place: of kept tokens in the cells of that box; None is the top left.
         """
-        anchors = choose_anchors(self.first_box(scores), self.boxes[0], count)
-        return Sequence(self.boxes, self.before, self.after, anchors)
+        first, *others = self.boxes
+        first, anchors = first.with_anchors(self.first_box(scores), count, place)
+        return replace(self, boxes=(first, *others), anchors=anchors)
 
     def samples(self) -> list[Sequence]:
         """One for each sample of a batch, where these have anchors of their own."""
+        first, *others = self.boxes
         assert self.anchors is not None
-        parts = self.anchors.split(1)
-        return [Sequence(self.boxes, self.before, self.after, part) for part in parts]
+        assert first.index is not None
+        return [
+            replace(self, boxes=(replace(first, index=index), *others), anchors=anchors)
+            for index, anchors in zip(first.index.split(1), self.anchors.split(1), strict=True)
+        ]
 
     def first_box(self, x: Tensor) -> Tensor:
         """Tokens of the joint sequence, or of the images alone, [batch, tokens, ...] -> its own."""
@@ -167,7 +195,7 @@ class Sequence:
             parts.append(box.take(part, dim))
         if self.anchors is not None:
             main = x.narrow(dim, self.before, self.boxes[0].tokens)
-            parts.append(main.gather(dim, self._index(main, dim)))
+            parts.append(main.gather(dim, along(self.anchors, main, dim)))
         if self.after:
             parts.append(x.narrow(dim, self.tokens - self.after, self.after))
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
@@ -185,7 +213,7 @@ class Sequence:
             count = self.anchors.shape[-1]
             anchored = kept.narrow(1, first, count)
             main = self.first_box(full)
-            main.scatter_(1, self._index(main, 1), anchored)
+            main.scatter_(1, along(self.anchors, main, 1), anchored)
         if self.after:
             full[:, -self.after :] = kept[:, -self.after :]
         return full
@@ -201,31 +229,6 @@ class Sequence:
         for box in self.boxes:
             yield start, box
             start += box.tokens
-
-    def _index(self, first: Tensor, dim: int) -> Tensor:
-        """The anchors along a dimension of the first box, in the shape of what they pick."""
-        assert self.anchors is not None
-        batch, count = self.anchors.shape
-        index = self.anchors.view(batch, *[1] * (dim - 1), count, *[1] * (first.ndim - dim - 1))
-        return index.expand(*first.shape[:dim], count, *first.shape[dim + 1 :])
-
-
-def choose_anchors(scores: Tensor, box: Box, count: int) -> Tensor | None:
-    """The highest scores that are not on the coarse grid.
-
-    Args:
-        scores: [batch, box.tokens].
-        box: whose tokens they score.
-        count: how many, >= 0; fewer where fewer tokens are off the grid.
-
-    Returns:
-        [batch, count] indices into the box, or None.
-    """
-    count = min(count, box.tokens - box.kept)
-    if count == 0:
-        return None
-    scores = box.filled(scores.detach(), -torch.inf)
-    return scores.topk(count, dim=-1, sorted=False).indices
 
 
 def joint_tokens(boxes: tuple[Box, ...], anchors: int) -> tuple[int, int]:

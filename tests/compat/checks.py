@@ -10,10 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from math import log, prod
+from math import prod
 from typing import Any
 
 import torch
+from tests import reference
 from torch import Tensor, nn
 
 from tokendown import apply_patch, is_patched, remove_patch
@@ -63,14 +64,8 @@ class MaskedDense:
 
     def mask(self, size: Size, factor: int) -> Tensor:
         """[batch, 1, tokens], added to the logits."""
-        on_grid = torch.zeros(size, dtype=torch.bool)
-        on_grid[::factor, ::factor] = True
-        on_grid = on_grid.flatten()
-        mask = torch.full_like(self.lengths, -torch.inf)
-        mask[:, on_grid] = 2 * log(factor)
-        if self.anchors:
-            off_grid = self.lengths.masked_fill(on_grid, -torch.inf)
-            mask.scatter_(1, off_grid.topk(self.anchors).indices, 0.0)
+        kept = reference.cells((1, *size), factor)
+        mask = reference.with_anchors(self.lengths, kept, factor**2, self.anchors)
         return mask[:, None]
 
 

@@ -17,6 +17,7 @@ from .._errors import GridError
 from ..attention import vector_norm
 from ..multiplicity import Runs, bias_of, uneven
 from ..select import Selection, select
+from ..sequence import Box
 from .dispatch import backend_name, weighed_on_backend
 from .intercept import ForwardIntercept
 from .plan import Layer, Plan
@@ -173,15 +174,18 @@ class FewerKeys(ForwardIntercept):
             )
         grid, rule = layer.grid, layer.rule
         assert rule is not None, "installed on layers with a rule only"
-        factor, place = layer.factor(grid), layer.place
-        index = None
-        if place is not None and factor > 1:
-            index = place.index(grid.height, grid.width, factor, tokens.device)
-        if factor > 1:
-            scores = layer.anchored(scores)
-        return select(
-            scores, grid, factor, anchors=rule.anchors, method=rule.cells, index=index
-        )  # fmt: skip
+        factor = layer.factor(grid)
+        if factor == 1:
+            return Selection(grid, factor)
+        scores = layer.anchored(scores)
+        if rule.cells == "mean":
+            return select(scores, grid, factor, anchors=rule.anchors, method="mean")
+        box, anchors = Box(1, grid.height, grid.width, factor), None
+        if scores is None:
+            box = box.at(layer.place, tokens.device)
+        else:
+            box, anchors = box.with_anchors(scores, rule.anchors, layer.place)
+        return Selection(grid, factor, anchors=anchors, index=box.index)
 
     def _attend(
         self, hidden_states: Tensor, selection: Selection, mask: Tensor | None, **kwargs: Any

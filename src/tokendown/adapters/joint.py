@@ -338,7 +338,7 @@ class JointKeys(JointAttention):
         scores = self.layer.anchored(scores)
         if scores is None:
             return sequence
-        sequence = sequence.with_anchors(scores, -(-rule.anchors // ranks))
+        sequence = sequence.with_anchors(scores, -(-rule.anchors // ranks), place)
         return None if sequence.kept == sequence.tokens else sequence
 
     def _attend(self, named: dict[str, Any], sequence: Sequence) -> Any:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -18,7 +18,7 @@ from torch.nn import functional
 from ..adapters.dispatch import merge
 from ..config import CellMethod
 from ..grid import Grid
-from ..sequence import Box, choose_anchors
+from ..sequence import Box
 
 
 class Candidate(NamedTuple):
@@ -203,8 +203,7 @@ def sink_measures(received: Tensor, scores: Tensor, box: Box) -> dict[str, float
         & (columns < box.width - _BORDER)
     )
     on_grid = (rows % 2 == 0) & (columns % 2 == 0)
-    anchors = choose_anchors(scores[None], replace(box, factor=2), TOP)
-    found = on_grid if anchors is None else on_grid | torch.isin(top, anchors)
+    found = on_grid | torch.isin(top, top_tokens(scores))
     return {
         "largest": float(received.max() * box.tokens),
         "top_mass": float(received[top].sum()),
@@ -215,7 +214,7 @@ def sink_measures(received: Tensor, scores: Tensor, box: Box) -> dict[str, float
 
 
 def top_tokens(received: Tensor) -> Tensor:
-    """Indices of the tokens that receive most, at most :data:`TOP`."""
+    """Indices of the largest, at most :data:`TOP`: of the tokens that receive most."""
     return received.topk(min(TOP, len(received))).indices
 
 

@@ -20,7 +20,7 @@ from ..adapters.joint import JointAttention, JointLayer, JointPlan
 from ..grid import Grid
 from ..multiplicity import bias_of
 from ..select import select
-from ..sequence import Sequence
+from ..sequence import Box, Sequence
 from .measures import Call, Candidate, sample_queries
 
 
@@ -48,9 +48,14 @@ class ClassicCall(Call):
 
     def kept(self, candidate: Candidate) -> tuple[Tensor, Tensor, Tensor | None]:
         factor, anchors, method = candidate
-        selection = select(self.scores, self.grid, factor, anchors=anchors, method=method)
-        kept = selection.take(self.tokens)
-        bias = bias_of(selection.runs(), self.query)
+        if method == "mean":
+            means = select(self.scores, self.grid, factor, anchors=anchors, method=method)
+            kept, runs = means.take(self.tokens), means.runs()
+        else:
+            box = Box(1, self.grid.height, self.grid.width, factor)
+            sequence = Sequence((box,)).with_anchors(self.scores, anchors)
+            kept, runs = sequence.take(self.tokens, 1), sequence.runs()
+        bias = bias_of(runs, self.query)
         mask = None if bias is None else bias[None, None, None]
         return self._heads("k", kept), self._heads("v", kept), mask
 
