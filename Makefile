@@ -38,6 +38,7 @@ paper: setup
 	$(BIN)/python docs/figures/selection.py
 	$(BIN)/python -m paper.sinks $(if $(QUICK),$(QUICK),--rounds 3 --json out/paper/sinks.json)
 	$(BIN)/python -m paper.terrain_table $(if $(QUICK),$(QUICK),--json out/paper/terrain_table.json)
+	$(BIN)/python -m paper.once --out out/paper $(QUICK)
 	$(BIN)/python -m paper.levels --out out/paper $(if $(QUICK),$(QUICK),--count 1)
 	$(BIN)/python -m paper.jitter --out out/paper $(if $(QUICK),$(QUICK),--count 2)
 	$(BIN)/python -m paper.builtin_table --out out/paper $(if $(QUICK),$(QUICK),--count 1 --steps 10 --phases 4)

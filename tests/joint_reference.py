@@ -68,7 +68,11 @@ class Want:
         share = lengths.shape[1] // self.ranks
         parts = []
         for first in range(0, self.ranks * share, share):
-            own = [(a - first, b - first) for a, b in kept if first <= a < first + share]
+            own = [
+                (token - first, [other - first for other in cell])
+                for token, cell in kept
+                if first <= token < first + share
+            ]
             part = lengths[:, first : first + share]
             parts.append(reference.with_anchors(part, own, count, anchors))
         return torch.cat(parts, 1)

@@ -66,8 +66,8 @@ Shape = tuple[int, int, int]
 
 def cells(
     shape: Shape, factor: int, temporal: int = 1, at: tuple[int, int] = (0, 0)
-) -> Iterator[tuple[int, int]]:
-    """The kept token of every cell, and the one half a cell further, around its edge.
+) -> Iterator[tuple[int, list[int]]]:
+    """The kept token of every cell, and all of its tokens.
 
     Args:
         shape: (frames, height, width).
@@ -76,28 +76,26 @@ def cells(
         at: row and column of the kept token in its cell.
     """
     frames, height, width = shape
-    ahead = [(place + factor // 2) % factor for place in at]
+    tokens = torch.arange(frames * height * width).view(shape)
     for first in range(0, frames, temporal):
         for top in range(0, height, factor):
             for left in range(0, width, factor):
-                yield tuple(
-                    (frame * height + min(top + down, height - 1)) * width
-                    + min(left + right, width - 1)
-                    for frame, (down, right) in (
-                        (first, at),
-                        (min(first + temporal // 2, frames - 1), ahead),
-                    )
+                cell = tokens[first : first + temporal, top : top + factor, left : left + factor]
+                down, right = (
+                    min(place, n - 1) for place, n in zip(at, cell.shape[1:], strict=True)
                 )
+                yield int(cell[0, down, right]), cell.flatten().tolist()
 
 
 def with_anchors(
-    norms: Tensor, kept: Iterable[tuple[int, int]], multiplicity: int, anchors: int
+    norms: Tensor, kept: Iterable[tuple[int, list[int]]], multiplicity: int, anchors: int
 ) -> Tensor:
     """What a patched layer adds to the logits of every token.
 
     Args:
         norms: [batch, tokens]; the longest are the anchors, which count once.
-        kept: of every cell a token, and another for where that is an anchor.
+        kept: of every cell its token, and all of them: where its token is an anchor, the shortest
+            of them stands for the cell.
         multiplicity: how often the token of a cell counts.
         anchors: how many; fewer where fewer tokens are left.
 
@@ -109,8 +107,10 @@ def with_anchors(
     weights = torch.zeros(norms.shape, dtype=torch.float64)
     for weight, lengths in zip(weights, norms.tolist(), strict=True):
         longest = sorted(range(len(lengths)), key=lengths.__getitem__)[len(lengths) - anchors :]
-        for token, other in kept:
-            weight[other if token in longest else token] += multiplicity
+        for token, cell in kept:
+            weight[min(cell, key=lengths.__getitem__) if token in longest else token] += (
+                multiplicity
+            )
         weight[longest] += 1
     return weights.log()
 

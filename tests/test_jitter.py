@@ -241,7 +241,7 @@ def test_an_index_is_computed_once_a_step_and_grid(kind):
     for call in calls:
         model(**call)  # what a model computes at its first call only
     dense = [ranges(model, call) for call in calls]
-    each *= 2  # and another token of each cell, where an anchor is on the grid
+    each += 6  # the tokens of all cells, for where an anchor is on the grid
     with apply_patch(model, **options, anchors=4) as patch:
         assert len(installed_plan(model).patched) > grids
         for step in range(3):
@@ -312,7 +312,7 @@ def test_any_number_of_sizes():
     for side in [*range(4, 104), *range(4, 104)]:
         index = place.index(side, 2, 2, CPU)
         assert torch.equal(index, Place.at(1).index(side, 2, 2, CPU))
-        assert len(place._known) <= 16
+        assert len(place._known) <= 32
 
 
 def test_an_index_of_inference_mode_serves_training():

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+import joint_pipelines
 import joint_reference
 import reference
 import tiny
@@ -478,12 +479,10 @@ def test_a_picture_is_found_behind_padding_and_text():
             grid.read(wrong)
 
 
-@torch.no_grad()
-def test_a_controlnet_that_runs_refiners_of_the_transformer_needs_the_grid():
-    """Z-Image's runs them before the transformer, which reads the grid, is called."""
+def z_image_controlnet(model):
+    """With refiners of the transformer."""
     from diffusers import ZImageControlNetModel
 
-    model = tiny_transformers.z_image()
     net = tiny._build(
         lambda: ZImageControlNetModel(
             control_layers_places=[0],
@@ -496,7 +495,14 @@ def test_a_controlnet_that_runs_refiners_of_the_transformer_needs_the_grid():
             add_control_noise_refiner="control_noise_refiner",
         )
     )
-    ZImageControlNetModel.from_transformer(net, model)
+    return ZImageControlNetModel.from_transformer(net, model)
+
+
+@torch.no_grad()
+def test_a_controlnet_that_runs_refiners_of_the_transformer_needs_the_grid():
+    """Z-Image's runs them before the transformer, which reads the grid, is called."""
+    model = tiny_transformers.z_image()
+    net = z_image_controlnet(model)
     arguments = tiny_transformers.inputs("z_image", model, 6, 8)
     condition = [x.flip(-1) for x in arguments["x"]]
 
@@ -513,6 +519,32 @@ def test_a_controlnet_that_runs_refiners_of_the_transformer_needs_the_grid():
         assert torch.equal(out(), coarse)
     assert not torch.equal(coarse, dense)
     assert torch.equal(out(), dense)
+
+
+@torch.no_grad()
+def test_a_pipeline_with_such_a_controlnet_is_read_there():
+    """Also where the size changes between two calls, to one with as many tokens."""
+    model = tiny_transformers.z_image()
+    net, vae = z_image_controlnet(model), joint_pipelines.vae()
+    pipe = joint_pipelines.assemble("ZImageControlNetPipeline", model, vae=vae, controlnet=net)
+    nets = (pipe.transformer, pipe.controlnet)
+    hooks = [len(module._forward_pre_hooks) for each in nets for module in each.modules()]
+
+    def coarse(height, width):
+        call = tiny_transformers.inputs("z_image", pipe.transformer, height, width)
+        condition = [x.flip(-1) for x in call["x"]]
+        samples = net(**call, control_context=condition)
+        return tiny.flatten(pipe.transformer(**call, controlnet_block_samples=samples))
+
+    sizes, want = ((6, 8), (8, 6), (10, 8)), []
+    for size in sizes:
+        with apply_patch(pipe, factor=2, anchors=3) as patch:
+            patch.set_grid(size)
+            want.append(coarse(*size))
+    with apply_patch(pipe, factor=2, anchors=3) as patch:
+        for size, wanted in zip(sizes, want, strict=True):
+            assert torch.equal(coarse(*size), wanted)
+    assert hooks == [len(module._forward_pre_hooks) for each in nets for module in each.modules()]
 
 
 # Reference pictures

@@ -44,8 +44,8 @@ def single(call):
 
 @pytest.mark.parametrize(
     ("kind", "anchors", "most"),
-    [("unet", 0, 1), ("unet", 8, 11), ("sd35", 0, 3), ("sd35", 8, 11),
-     ("flux", 0, 8), ("flux", 8, 17), ("wan", 0, 4), ("wan", 8, 17)],
+    [("unet", 0, 1), ("unet", 8, 14), ("sd35", 0, 3), ("sd35", 8, 14),
+     ("flux", 0, 8), ("flux", 8, 20), ("wan", 0, 4), ("wan", 8, 20)],
 )  # fmt: skip
 def test_operations_of_a_patched_layer(kind, anchors, most):
     if kind == "unet":

@@ -31,6 +31,7 @@ ROOT = Path(__file__).parent.parent
     [
         "sinks",
         "terrain_table",
+        "once",
         "builtin_table",
         "levels",
         "jitter",

@@ -43,7 +43,7 @@ class PatchConfig:
         budget: most grid keys that a layer may keep, >= 1; a layer gets the smallest factor that
             brings it there. None means the preset's own: 3072, or 4096 with ``"paper"``. Without
             effect where ``factor`` is given.
-        anchors: tokens off the grid that are kept as well, the longest before the norm, >= 0.
+        anchors: tokens that are kept besides the grid, the longest before the norm, >= 0.
             None means 32, or 0 with the preset ``"paper"``.
         method: ``"nearest"`` keeps the top-left token of a cell, ``"mean"`` averages the cell,
             ``"jitter"`` keeps one token, another at every step of the sampling (outside a

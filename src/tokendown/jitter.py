@@ -8,6 +8,7 @@ let an average follow. A sampler is such an average. Nothing here is random: a s
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import Tensor
 
 _QUARTERS = ((0, 0), (1, 1), (0, 1), (1, 0))  # a step and the next are far apart
 _DEPTH = 4  # 16 x 16 places
-_MOST_GRIDS = 16  # remembered at a place; a model has a few
+_MOST_GRIDS = 32  # remembered at a place, twice; a model has a few
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +67,6 @@ class Place:
         *,
         frames: int = 1,
         temporal: int = 1,
-        opposite: bool = False,
     ) -> Tensor:
         """The kept tokens of a row-major grid, [M], in its order; shared, so leave it as it is.
 
@@ -77,17 +77,34 @@ class Place:
             device: of the result.
             frames: how many such grids follow each other.
             temporal: one of so many frames is kept, from the first on.
-            opposite: half a cell further instead, around its edge: another token of each cell,
-                where that has any.
         """
-        grid = (height, width, factor, device, frames, temporal, opposite)
+        return self._shared(self._index, (height, width, factor, device, frames, temporal))
+
+    def cells(
+        self,
+        height: int,
+        width: int,
+        factor: int,
+        device: torch.device,
+        *,
+        frames: int = 1,
+        temporal: int = 1,
+    ) -> Tensor:
+        """All tokens of the cells of these, [M, temporal * factor * factor]; shared as well.
+
+        A partial cell has some of its tokens several times. Arguments as for ``index``.
+        """
+        return self._shared(_cells, (height, width, factor, device, frames, temporal))
+
+    def _shared(self, make: Callable[..., Tensor], grid: tuple[Any, ...]) -> Tensor:
+        device = grid[3]
         if torch.compiler.is_compiling() or _capturing(device):
-            return self._index(*grid)
-        key = (*grid, _stream(device))
+            return make(*grid)
+        key = (make is _cells, *grid, _stream(device))
         known = self._known.get(key)
         if known is None:
             with torch.inference_mode(False):  # autograd may need what was made without it
-                known = self._index(*grid)
+                known = make(*grid)
             if type(known) is Tensor:  # not one that a tracer made up
                 self._remember(key, known)
         return known
@@ -98,25 +115,14 @@ class Place:
         self._known[key] = index
 
     def _index(
-        self,
-        height: int,
-        width: int,
-        factor: int,
-        device: torch.device,
-        frames: int,
-        temporal: int,
-        opposite: bool,
+        self, height: int, width: int, factor: int, device: torch.device, frames: int, temporal: int
     ) -> Tensor:
-        ahead = factor // 2 if opposite else 0
-        rows = _along(height, factor, self.down, ahead, device)
-        columns = _along(width, factor, self.right, ahead, device)
-        one = (rows[:, None] * width + columns).flatten()
+        rows = _along(height, factor, self.down, device)
+        one = (rows[:, None] * width + _along(width, factor, self.right, device)).flatten()
         if frames == 1:
             return one
-        kept = torch.arange(0, frames, temporal, device=device)
-        if opposite:
-            kept = (kept + temporal // 2).clamp(max=frames - 1)
-        return (kept[:, None] * (height * width) + one).flatten()
+        starts = torch.arange(0, frames * height * width, temporal * height * width, device=device)
+        return (starts[:, None] + one).flatten()
 
 
 TOP_LEFT = Place.at(-1)
@@ -132,7 +138,23 @@ def _stream(device: torch.device) -> Any:
     return torch.cuda.current_stream(device) if device.type == "cuda" else None
 
 
-def _along(side: int, factor: int, sixteenths: Tensor, ahead: int, device: torch.device) -> Tensor:
-    """One of every ``factor`` rows or columns, so many tokens ahead, [ceil(side / factor)]."""
+def _along(side: int, factor: int, sixteenths: Tensor, device: torch.device) -> Tensor:
+    """One of every ``factor`` rows or columns, [ceil(side / factor)]."""
     starts = torch.arange(0, side, factor, device=device)
-    return (starts + ((sixteenths * factor >> _DEPTH) + ahead) % factor).clamp(max=side - 1)
+    return (starts + (sixteenths * factor >> _DEPTH)).clamp(max=side - 1)
+
+
+def _cells(
+    height: int, width: int, factor: int, device: torch.device, frames: int, temporal: int
+) -> Tensor:
+    """[M, temporal * factor * factor]"""
+
+    def runs(side: int, step: int) -> Tensor:
+        """[ceil(side / step), step]"""
+        starts = torch.arange(0, side, step, device=device)[:, None]
+        return (starts + torch.arange(step, device=device)).clamp(max=side - 1)
+
+    frame, row, column = runs(frames, temporal), runs(height, factor), runs(width, factor)
+    rows = frame[:, None, :, None] * height + row[None, :, None, :]
+    tokens = rows[:, :, None, :, :, None] * width + column[None, None, :, None, None, :]
+    return tokens.flatten(3).flatten(0, 2)

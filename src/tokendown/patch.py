@@ -38,13 +38,14 @@ class Patch:
         self.config = config
         self._parts = parts  # with the wrappers around them
         self._plans: list[Plan] = []
+        self._installed: list[tuple[nn.Module, Plan]] = []
         self._followers: list[schedule.Follower] = []
 
     def remove(self) -> None:
         """Restores the models exactly. Does nothing if this patch was removed or replaced."""
-        for part, plan in zip(self._parts, self._plans, strict=True):
-            if any(plan is each for each in families.installed_plans(part)):
-                families.uninstall(part)
+        for module, plan in self._installed:
+            if any(plan is each for each in families.installed_plans(module)):
+                families.uninstall(module)
         for follower in self._followers:
             schedule.release(follower.scheduler)
 
@@ -106,15 +107,24 @@ class Patch:
 
     def _install(self, owner: Any) -> None:
         for part, model, plan in zip(self._parts, self.models, self._plans, strict=True):
+            self._installed.append((part, plan))
             families.install(model, plan)
-            if part is not model and isinstance(plan, JointPlan):
-                transformers.watch(part, model, plan)
+            if isinstance(plan, JointPlan):
+                self._watch(owner, part, model, plan)
             if plan.clocks:
                 self._follow(owner, {part, model}, plan)
             logger.info(
                 "%s: %d of %d self-attention layers patched",
                 type(model).__name__, len(plan.patched), len(plan.layers) + len(plan.left_alone),
             )  # fmt: skip
+
+    def _watch(self, owner: Any, part: nn.Module, model: nn.Module, plan: JointPlan) -> None:
+        """Reads the grid where the model does not see its arguments itself, or not first."""
+        if part is not model:
+            transformers.watch(part, model, plan)
+        for net in _borrowers(owner, model):
+            self._installed.append((net, plan))
+            transformers.watch(net, model, plan, net)
 
     def _follow(self, owner: Any, modules: set[nn.Module], plan: Plan) -> None:
         """Lets a plan know the step, where what was patched has a scheduler."""
@@ -244,6 +254,15 @@ def _find_parts(model: Any, controlnet: bool) -> list[nn.Module]:
     if controlnet and (nets := getattr(model, "controlnet", None)) is not None:
         found += list(getattr(nets, "nets", [nets]))
     return list(dict.fromkeys(found))  # a pipeline may have one in two places
+
+
+def _borrowers(owner: Any, model: nn.Module) -> list[nn.Module]:
+    """ControlNets of a pipeline that run blocks of its transformer before that itself (Z-Image)."""
+    net = None if isinstance(owner, nn.Module) else getattr(owner, "controlnet", None)
+    if not isinstance(net, nn.Module):
+        return []
+    own = set(model.modules())
+    return [net] if any(module in own for module in net.modules()) else []
 
 
 def _unwrap(module: Any) -> nn.Module:

@@ -113,17 +113,17 @@ def select(
     return Selection(grid, factor, method, found)
 
 
-def set_apart(scores: Tensor, index: Tensor, others: Tensor, count: int) -> tuple[Tensor, Tensor]:
+def set_apart(scores: Tensor, index: Tensor, cells: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Makes anchors of the highest scores, and lets no grid key count one of them for a cell.
 
     A grid key counts as often as its cell has tokens, but an attention sink is one token, however
     much attention it receives: counted for its whole cell it gets all of it (paper/LOG.md). So
-    where a high score is on the grid, another token of its cell stands for the cell.
+    where a high score is on the grid, the lowest of its cell stands for the cell.
 
     Args:
         scores: [batch, N].
         index: of the tokens on the grid, [M].
-        others: of other tokens of the same cells, [M].
+        cells: all tokens of their cells, [M, n].
         count: how many anchors, 1 to N.
 
     Returns:
@@ -132,7 +132,9 @@ def set_apart(scores: Tensor, index: Tensor, others: Tensor, count: int) -> tupl
     scores = scores.detach()
     highest = scores.topk(count, dim=-1, sorted=False)
     least = highest.values.amin(-1, keepdim=True)
-    return torch.where(scores.index_select(-1, index) < least, index, others), highest.indices
+    lowest = scores[:, cells].argmin(-1, keepdim=True)
+    others = cells.expand(len(scores), -1, -1).gather(2, lowest).squeeze(2)
+    return torch.where(scores.index_select(1, index) < least, index, others), highest.indices
 
 
 def along(index: Tensor, x: Tensor, dim: int) -> Tensor:

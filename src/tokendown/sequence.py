@@ -83,15 +83,17 @@ class Box:
         if count == 0:
             return self.at(place, scores.device), None
         place = place or TOP_LEFT
-        own = self._index(place, scores.device)
-        others = self._index(place, scores.device, opposite=True)
-        index, anchors = set_apart(scores, own, others, count)
+        cells = place.cells(
+            self.height, self.width, self.factor, scores.device,
+            frames=self.frames, temporal=self.temporal,
+        )  # fmt: skip
+        index, anchors = set_apart(scores, self._index(place, scores.device), cells, count)
         return replace(self, index=index), anchors
 
-    def _index(self, place: Place, device: torch.device, opposite: bool = False) -> Tensor:
+    def _index(self, place: Place, device: torch.device) -> Tensor:
         return place.index(
             self.height, self.width, self.factor, device,
-            frames=self.frames, temporal=self.temporal, opposite=opposite,
+            frames=self.frames, temporal=self.temporal,
         )  # fmt: skip
 
     def take(self, x: Tensor, dim: int) -> Tensor:

@@ -24,7 +24,7 @@ class LayerChoice:
         channels: width of its tokens; with the heads, what tells another architecture apart.
         heads: number of heads.
         factor: linear, >= 1; 1 leaves the layer dense.
-        anchors: tokens off the grid that are kept as well, >= 0.
+        anchors: tokens that are kept besides the grid, >= 0.
         start: fraction of the schedule, in [0, 1), from which the layer is coarse.
         stop: fraction of the schedule, in (start, 1], from which it is dense again.
         method: "nearest" keeps the top-left token of each cell, "mean" averages the cell, "jitter"

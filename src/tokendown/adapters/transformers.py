@@ -455,11 +455,20 @@ def install(model: nn.Module, plan: JointPlan) -> None:
             norm.register_forward_pre_hook(NormReader(layer), with_kwargs=True)
 
 
-def watch(target: nn.Module, model: nn.Module, plan: JointPlan) -> None:
-    """Reads the grid when ``target`` is called: the model, or a ``torch.compile`` wrapper of it."""
+def watch(
+    target: nn.Module, model: nn.Module, plan: JointPlan, called: nn.Module | None = None
+) -> None:
+    """Reads the grid when a module is called.
+
+    Args:
+        target: the module, or a ``torch.compile`` wrapper of it.
+        model: the transformer.
+        plan: of the transformer.
+        called: whose forward that is, where it is not the transformer's.
+    """
     adapter = find_adapter(model)
     assert adapter is not None
-    names = tuple(inspect.signature(type(model).forward).parameters)[1:]
+    names = tuple(inspect.signature(type(called or model).forward).parameters)[1:]
     target.register_forward_pre_hook(ShapeReader(plan, adapter, names), with_kwargs=True)
 
 

@@ -61,7 +61,7 @@ Budget = Annotated[
 ]
 Anchors = Annotated[
     int | None,
-    typer.Option(help="Extra keys off the grid. Default 32; 0 in paper.", rich_help_panel=_PATCH),
+    typer.Option(help="Keys besides the grid. Default 32; 0 in paper.", rich_help_panel=_PATCH),
 ]
 Method = Annotated[
     str | None,
