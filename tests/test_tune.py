@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from diffusers import DiffusionPipeline
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
@@ -21,6 +22,7 @@ from tokendown.analyze import Analysis, LayerAnalysis
 from tokendown.analyze.measures import DENSE, Candidate
 from tokendown.analyze.prompts import PROMPTS, pick_prompts
 from tokendown.methods import parse_method
+from tokendown.models.loading import fingerprint
 from tokendown.tune import Target, tune
 from tokendown.tune.contest import Contest, readings, uniform
 from tokendown.tune.costs import Costs, measured
@@ -410,6 +412,10 @@ def test_analyze_and_tune_and_generate(folder, tmp_path):
     kept = json.loads((out / "tuning.json").read_text())
     assert kept["held_out"] == ["a dog"]
     assert {"weights", "hardware", "versions", "commit"} <= kept.keys() & record.keys()
+    for each in (kept, record):
+        assert each["weights"] == fingerprint(DiffusionPipeline.from_pretrained(folder))
+        assert len(each["part_weights"]) == 2
+        assert all(isinstance(weight, float) for weight in each["part_weights"])
     assert all(path.startswith(str(out)) for path in record["paths"])
     words = ("generate", "a dog", "--model", folder, "--size", "56x40", "--steps", 2, "--out", out)
     run(*words, "--plan", out / "plan.json")

@@ -18,7 +18,7 @@ def to_dict(tuning: Tuning) -> dict[str, Any]:
         "prompts": list(tuning.analysis.prompts),
         "held_out": tuning.plan.made["held_out"],
         "gains": tuning.gains,
-        "weights": tuning.weights,
+        "part_weights": tuning.weights,  # "weights" of a record are those of the model
         "curve": [list(place) for place in tuning.curve],
         "entries": [entry.to_dict() for entry in tuning.entries],
         "notes": tuning.notes,
