@@ -366,8 +366,17 @@ def test_measured_seconds(pipe, tuning):
 def test_parts():
     assert parts_of(4)[0] == (0.0, 0.25)
     assert parts_of(3)[-1][1] == 1.0
-    assert middle_calls(20, 4) == [2, 7, 12, 17]
-    assert middle_calls(1, 3) == [0, 0, 0]
+    assert middle_calls(20, 20, 4) == [2, 7, 12, 17]
+    assert middle_calls(10, 5, 1) == [4]  # two calls a step
+
+
+@pytest.mark.parametrize("each", [1, 2])
+def test_the_call_of_a_part_is_in_it(each):
+    for steps in range(1, 30):
+        for parts in range(1, steps + 1):
+            for index, call in enumerate(middle_calls(each * steps, steps, parts)):
+                step = call // each
+                assert index * steps <= step * parts < (index + 1) * steps, (steps, parts)
 
 
 def test_fewer_steps_than_parts(pipe):

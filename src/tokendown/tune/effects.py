@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..analyze import Analysis, LayerAnalysis
 from ..analyze.measures import DENSE, Candidate
-from ..config import PatchConfig, cells_of
+from ..config import PatchConfig, cells_of, in_window
 from ..generate import make_picture
 from ..patch import apply_patch
 from ..sampling import Picture
@@ -134,9 +134,10 @@ def _copy(value: Any) -> Any:
     return value
 
 
-def middle_calls(calls: int, parts: int) -> list[int]:
-    """The index of the call in the middle of each part."""
-    return [min(calls - 1, int((i + 0.5) * calls / parts)) for i in range(parts)]
+def middle_calls(calls: int, steps: int, parts: int) -> list[int]:
+    """The first call of the step in the middle of each part; no more parts than steps."""
+    inside = [[i for i in range(steps) if in_window(i, steps, *part)] for part in parts_of(parts)]
+    return [each[len(each) // 2] * (calls // steps) for each in inside]
 
 
 def measure_gains(

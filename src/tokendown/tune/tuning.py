@@ -157,8 +157,8 @@ def _look(
         )  # fmt: skip
     finally:
         calls.release()
-    count = min(parts, len(analysis.timesteps))
-    calls.keep(middle_calls(len(calls.kept), count))
+    steps = len(analysis.timesteps)
+    calls.keep(middle_calls(len(calls.kept), steps, min(parts, steps)))
     return analysis, dense, calls
 
 
