@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import json
+import math
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -13,6 +14,7 @@ import torch
 from diffusers import DiffusionPipeline
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 import tiny
 from test_analyze import REQUEST, assert_self_contained, hooks
@@ -23,6 +25,7 @@ from tokendown.analyze.measures import DENSE, Candidate
 from tokendown.analyze.prompts import PROMPTS, pick_prompts
 from tokendown.methods import parse_method
 from tokendown.models.loading import fingerprint
+from tokendown.sampling import Picture
 from tokendown.tune import Target, tune
 from tokendown.tune.contest import Contest, readings, uniform
 from tokendown.tune.costs import Costs, measured
@@ -32,7 +35,7 @@ from tokendown.tune.menu import Menu, build_menu, choose
 from tokendown.tune.report import pareto_plot, report, to_dict
 from tokendown.tune.rivals import tome_speedup
 from tokendown.tune.tuning import dominated
-from tokendown.tune.validate import Entry
+from tokendown.tune.validate import Entry, _entry
 from tokendown.tuned import LayerChoice
 
 # The knapsack
@@ -386,6 +389,22 @@ def test_fewer_steps_than_parts(pipe):
     assert [bool(layer.errors) for layer in tuning.analysis.layers] == [True, False, True, True]
 
 
+def test_no_prompt_is_both_chosen_on_and_held_out(pipe):
+    with pytest.raises(ConfigError, match="'a cat' in both"):
+        tune(pipe, REQUEST, ["a cat", "a dog"], ["a fox", "a cat"], Target(like="auto"))
+
+
+def test_psnr_is_that_of_the_pictures_that_differ():
+    def shown(*values):
+        image = Image.new("RGB", (16, 16), values)
+        return Picture((image,), REQUEST, 1.0, 1.0)
+
+    dense, other = shown(100, 100, 100), shown(110, 110, 110)
+    half = _entry("half", 1.0, [dense, other], [dense, dense])
+    assert half.psnr_db == pytest.approx(20 * math.log10(255 / 10), rel=1e-3)
+    assert _entry("same", 1.0, [dense], [dense]).psnr_db is None
+
+
 def test_nothing_to_tune(pipe):
     small = replace(REQUEST, width=8, height=8)
     with pytest.raises(ConfigError, match="nothing to tune at this size"):
@@ -435,7 +454,8 @@ def test_analyze_and_tune_and_generate(folder, tmp_path):
 def test_wrong_input_is_one_line(folder, tmp_path):
     base = ("tune", "--model", folder, "--out", tmp_path)
     assert "one of error, speedup and like" in run_for_error(*base, "--error", 1, "--speedup", 2)
-    assert "more than 2 prompts" in run_for_error(*base, "a cat", "a dog")
+    assert "2 different prompts, got 2" in run_for_error(*base, "a cat", "a dog")
+    assert "different prompts, got 2" in run_for_error(*base, "a cat", "a dog", "a cat")
     assert "numbers such as" in run_for_error(*base, "--factors", "two")
     assert "at least 2" in run_for_error("analyze", "--model", folder, "--factors", "1")
     assert "not a readable text file" in run_for_error(*base, "--prompts", tmp_path / "none")

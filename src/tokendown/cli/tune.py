@@ -93,8 +93,9 @@ def _tune(given: Mapping[str, Any], target: Target) -> tuple[Tuning, dict[str, A
     checks = given["held_out"] or (1 if quick else 2)
     default = checks + (1 if quick else 2)
     words = pick_prompts(given["prompts"], given["prompt_file"], None if own else default)
+    words = list(dict.fromkeys(words))  # else one could be both chosen on and held out
     if len(words) <= checks:
-        raise ConfigError(f"expected more than {checks} prompts, got {len(words)}")
+        raise ConfigError(f"expected more than {checks} different prompts, got {len(words)}")
     candidates = {
         "factors": opt.parse_numbers(given["factors"], FACTORS, least=2),
         "anchors": opt.parse_numbers(given["anchors"], ANCHORS, least=0),

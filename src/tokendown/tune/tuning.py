@@ -83,6 +83,9 @@ def tune(
     """
     if not held_out or parts < 1:
         raise ConfigError("expected a held-out prompt and a part of the schedule at least")
+    twice = sorted(set(prompts) & set(held_out))
+    if twice:
+        raise ConfigError(f"expected held-out prompts that are no others, got {twice[0]!r} in both")
     rivals = presets(pipe, request)
     ticker = _Ticker(progress, 3 * len(prompts) + parts * len(prompts) + 8 + 9 * len(held_out))
     analysis, dense, calls = _look(pipe, request, prompts, rivals, factors, anchors, parts, ticker)
