@@ -27,6 +27,7 @@ from tokendown.methods import parse_method
 from tokendown.models.loading import fingerprint
 from tokendown.sampling import Picture
 from tokendown.tune import Target, tune
+from tokendown.tune import tuning as tuning_module
 from tokendown.tune.contest import Contest, readings, uniform
 from tokendown.tune.costs import Costs, measured
 from tokendown.tune.effects import Calls, Uniform, middle_calls, parts_of, plan_of
@@ -164,6 +165,19 @@ def test_a_plan_that_dominates_a_preset_is_found_wherever_there_is_one(layers, r
     ]
     if exact:
         assert truth.error(picked) <= min(affordable) + 1e-12
+
+
+def test_a_sole_candidate_for_an_error_is_measured():
+    table = menu([[5.0, 4.0]], [[0.0, 0.01]])
+    asked = []
+
+    class Noted(Contest):
+        def error(self, choices):
+            asked.append(choices)
+            return 0.5
+
+    assert Noted(None, [table], None, [], [], lambda: None).settle(None, 0.1) == (1,)
+    assert set(asked) == {(1,)}
 
 
 def test_a_coarser_grid_with_anchors_beats_the_preset_at_its_cost():
@@ -403,6 +417,25 @@ def test_psnr_is_that_of_the_pictures_that_differ():
     half = _entry("half", 1.0, [dense, other], [dense, dense])
     assert half.psnr_db == pytest.approx(20 * math.log10(255 / 10), rel=1e-3)
     assert _entry("same", 1.0, [dense], [dense]).psnr_db is None
+
+
+@pytest.mark.parametrize("wrong", [1e-4, 1.0])
+def test_an_error_that_is_not_reached_is_told(pipe, monkeypatch, wrong):
+    """The additive model expects far less than the pictures have, or just what they have."""
+    gains = tuning_module.measure_gains
+    monkeypatch.setattr(
+        tuning_module, "measure_gains",
+        lambda *given: {k: [wrong * x for x in v] for k, v in gains(*given).items()},
+    )  # fmt: skip
+    monkeypatch.setattr(tuning_module, "measure_weights", lambda *_: [1.0, 1.0])
+    bound = 1e-5 if wrong < 1 else 10.0
+    tuned = tune(
+        pipe, replace(REQUEST, steps=2), ["a cat"], ["a dog"], Target(error=bound),
+        factors=(2,), anchors=(0,), parts=2,
+    )  # fmt: skip
+    missed = tuned.plan.made["error_on_prompts"] > bound
+    assert missed == (wrong < 1)
+    assert any("is not reached" in note for note in to_dict(tuned)["notes"]) == missed
 
 
 def test_nothing_to_tune(pipe):

@@ -91,7 +91,9 @@ class Contest:
         return self.known[choices]
 
     def settle(self, limit: float | None, error: float | None) -> Choices:
-        """The least error within a cost; or the least cost within an error, if one has it.
+        """The least error within a cost; or the least cost within an error, measured.
+
+        Where none is within the error it is the one that has least, which :meth:`error` tells.
 
         Raises:
             ConfigError: as ``choose`` of the measured menu.
@@ -107,7 +109,5 @@ class Contest:
         if limit is not None:
             found += [c for c in self.rivals if any(c) and menu.cost(c) <= limit * (1 + 1e-9)]
         unique = list(dict.fromkeys(found))
-        if len(unique) == 1:
-            return unique[0]
         good = [c for c in unique if error is not None and self.error(c) <= error]
         return min(good, key=menu.cost) if good else min(unique, key=self.error)

@@ -109,10 +109,14 @@ def tune(
         for e in entries
     ]
     made = _made(analysis, target, menu, picked["tuned"], entries, held_out)
-    made["error_on_prompts"] = significant(contest.error(picked["tuned"]), 4)
+    found = contest.error(picked["tuned"])
+    made["error_on_prompts"] = significant(found, 4)
     plan = replace(plans["tuned"], made=made)
     ticker.finish()
-    return Tuning(plan, analysis, gains, weights, _curve(menu), entries, _notes(entries))
+    return Tuning(
+        plan, analysis, gains, weights, _curve(menu), entries,
+        [*_missed(target, found), *_notes(entries)],
+    )  # fmt: skip
 
 
 def _pick(
@@ -243,6 +247,16 @@ def dominated(entries: Sequence[Entry]) -> list[str]:
         if not entry.name.startswith("tuned")
         and entry.error > tuned.error
         and entry.speedup <= tuned.speedup * (1 + 1e-6)
+    ]
+
+
+def _missed(target: Target, error: float) -> list[str]:
+    """Whether pictures of the prompts that it was chosen on are within the error asked for."""
+    if target.error is None or error <= target.error:
+        return []
+    return [
+        f"the error asked for, {target.error:.3g}, is not reached: this plan has {error:.3g} on "
+        "the prompts that it was chosen on; allow more error, or smaller factors"
     ]
 
 
