@@ -21,7 +21,7 @@ from ..bench.machine import hardware, software
 from ..models.loading import fingerprint
 from ..tune import Target, Tuning
 from ..tune import tune as choose_plan
-from ..tune.report import front_rows, pareto_plot, report, to_dict
+from ..tune.report import better_words, front_rows, pareto_plot, report, to_dict
 from . import analyze as study
 from . import options as opt
 from .output import out, politely, print_json, save_texts, steps_bar, warn
@@ -139,5 +139,6 @@ def _print(tuning: Tuning, files: list[Path]) -> None:
     beaten = tuning.plan.made["dominates"]
     if beaten:
         console.print(f"tuned: less error at no more cost than {', '.join(beaten)}", markup=False)
+    console.print(better_words(tuning), markup=False, soft_wrap=True)
     for path in files:
         console.print(str(path), markup=False, soft_wrap=True)

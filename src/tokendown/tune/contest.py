@@ -2,8 +2,10 @@
 
 The additive model is right about large differences and noisy about small ones. So the choice that
 it makes competes with those of plainer readings (every part of the schedule alike; the same keys at
-all steps; the same keys in all layers as well) and with the presets themselves: a tuned plan is
-then no worse than a preset of its cost on the prompts that it was chosen on.
+all steps; the same keys in all layers as well) and, where a cost is the bound, with what the
+presets keep, jittered as in every plan: a tuned plan is then no worse than that on the prompts that
+it was chosen on. A preset that stands still, as ``paper`` does, competes as itself on the held-out
+prompts only.
 """
 
 from __future__ import annotations
@@ -66,7 +68,7 @@ class Contest:
         pipe: not patched.
         menus: from :func:`readings`.
         plan_for: choices to a plan.
-        rivals: the choices of the presets.
+        rivals: what the presets keep, as choices.
         dense: pictures to compare with; their requests are repeated.
         tick: called after each picture.
     """

@@ -235,6 +235,7 @@ def _made(
         "held_out": list(held_out),
         "held_out_results": [entry.to_dict() for entry in entries],
         "dominates": dominated(entries),
+        "better_on": better_on(entries),
     }
 
 
@@ -248,6 +249,16 @@ def dominated(entries: Sequence[Entry]) -> list[str]:
         and entry.error > tuned.error
         and entry.speedup <= tuned.speedup * (1 + 1e-6)
     ]
+
+
+def better_on(entries: Sequence[Entry]) -> dict[str, int]:
+    """On how many of the held-out prompts the tuned plan has less error than each of the others."""
+    tuned = next(entry for entry in entries if entry.name == "tuned")
+    return {
+        entry.name: sum(a < b for a, b in zip(tuned.errors, entry.errors, strict=True))
+        for entry in entries
+        if entry.name != "dense" and not entry.name.startswith("tuned")
+    }
 
 
 def _missed(target: Target, error: float) -> list[str]:
