@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import reference
 import tiny
-from tokendown import ConfigError, Grid, UnsupportedModelError, apply_patch
+from tokendown import ConfigError, Grid, RunError, UnsupportedModelError, apply_patch
 from tokendown.adapters.families import make_plan
 from tokendown.analyze import analyze, measures, svg
 from tokendown.analyze.analysis import _gather
@@ -296,6 +296,17 @@ def test_errors_of_a_part_of_the_schedule(analysis):
     assert layer.error(Candidate(2)) == pytest.approx(sum(calls) / 3)
     assert layer.error(Candidate(2), 0.5, 1.0) == calls[2]
     assert layer.error(measures.DENSE) == 0.0
+
+
+def test_a_layer_that_is_not_a_number_is_named_at_once(tmp_path):
+    broken = tiny.sd_pipeline(tmp_path)
+    name = "mid_block.attentions.0.transformer_blocks.0.attn1"
+    weight = broken.unet.get_submodule(name).to_k.weight
+    with torch.no_grad():
+        weight[0, 0] = float("nan")
+    with pytest.raises(RunError, match=rf"layer {name}: .* as float32 .* --dtype bfloat16"):
+        analyze(broken, REQUEST, ["a cat"], factors=(2,), anchors=(0,))
+    assert hooks(broken) == 0
 
 
 def test_as_json(analysis):

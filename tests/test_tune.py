@@ -20,7 +20,7 @@ from PIL import Image
 import tiny
 from test_analyze import REQUEST, assert_self_contained, hooks
 from test_cli import pixels, run, run_for_error
-from tokendown import ConfigError, PatchConfig, TunedPlan, apply_patch, summary
+from tokendown import ConfigError, PatchConfig, RunError, TunedPlan, apply_patch, summary
 from tokendown.analyze import Analysis, LayerAnalysis
 from tokendown.analyze.measures import DENSE, Candidate
 from tokendown.analyze.prompts import PROMPTS, pick_prompts
@@ -31,7 +31,15 @@ from tokendown.tune import Target, tune
 from tokendown.tune import tuning as tuning_module
 from tokendown.tune.contest import Contest, readings, uniform
 from tokendown.tune.costs import Costs, measured
-from tokendown.tune.effects import Calls, Uniform, middle_calls, parts_of, plan_of
+from tokendown.tune.effects import (
+    Calls,
+    Uniform,
+    measure_gains,
+    middle_calls,
+    parts_of,
+    picture_error,
+    plan_of,
+)
 from tokendown.tune.knapsack import best_tradeoffs
 from tokendown.tune.menu import Menu, build_menu, choose
 from tokendown.tune.report import pareto_plot, report, to_dict
@@ -449,6 +457,28 @@ def test_an_error_that_is_not_reached_is_told(pipe, monkeypatch, wrong):
     missed = tuned.plan.made["error_on_prompts"] > bound
     assert missed == (wrong < 1)
     assert any("is not reached" in note for note in to_dict(tuned)["notes"]) == missed
+
+
+def test_a_picture_that_is_not_a_number_is_named(pipe):
+    def shown(value):
+        image = Image.new("RGB", (8, 8))
+        request = replace(REQUEST, prompt="a cat")
+        return Picture((image,), request, 1.0, 1.0, latents=torch.tensor([0.0, value]).half())
+
+    assert picture_error(shown(1.0), shown(1.0)) == 0.0
+    with pytest.raises(RunError, match=r"the picture of 'a cat': .* as float16 .* bfloat16"):
+        picture_error(shown(float("nan")), shown(1.0))
+
+
+def test_gains_that_are_not_a_number_name_the_layer(pipe, tuning):
+    calls = Calls(pipe.unet)
+    picture(pipe, "a cat", seed=0)
+    calls.release()
+    calls.keep([0])
+    calls.kept[0][1]["encoder_hidden_states"].fill_(float("nan"))
+    name = tuning.analysis.layers[0].name
+    with pytest.raises(RunError, match=f"coarse {name}: not a number"):
+        measure_gains(tuning.analysis, calls, lambda _: Candidate(2, 8))
 
 
 def test_nothing_to_tune(pipe):
