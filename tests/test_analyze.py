@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from html.parser import HTMLParser
+from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import pytest
@@ -15,11 +17,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import reference
 import tiny
-from tokendown import ConfigError, Grid, UnsupportedModelError, apply_patch
+from tokendown import ConfigError, Grid, RunError, UnsupportedModelError, apply_patch
 from tokendown.adapters.families import make_plan
 from tokendown.analyze import analyze, measures, svg
+from tokendown.analyze.analysis import _gather
 from tokendown.analyze.measures import Candidate
-from tokendown.analyze.probe import Probe
+from tokendown.analyze.probe import LayerProbe, Probe
 from tokendown.analyze.report import report, similarity_map
 from tokendown.analyze.seen import ClassicCall
 from tokendown.attention import vector_norm
@@ -234,11 +237,37 @@ def test_an_analysis_has_every_layer_in_the_order_in_which_they_run(pipe, analys
     assert len(analysis.timesteps) == 3
     assert list(analysis.timesteps) == sorted(analysis.timesteps, reverse=True)
     for layer in analysis.layers:
-        assert all(len(values) == 3 for values in layer.measures.values())
+        lengths = {name: len(values) for name, values in layer.measures.items()}
+        assert lengths.pop("stay") == 2  # the first step has none before it
+        assert set(lengths.values()) == {3}
         assert all(-1 <= value <= 1 for value in layer.measures["similarity"])
         tokens = layer.grid[0] * layer.grid[1]
         assert all(1 <= value <= tokens * 1.001 for value in layer.measures["effective_keys"])
         assert (Candidate(2, 8) in layer.errors) == (Grid(*layer.grid).coarse(2).tokens >= 16)
+
+
+@pytest.mark.parametrize("each", [1, 2])
+def test_sinks_stay_where_they_were_at_the_same_call_of_the_step_before(each):
+    """Constructed: the second call of a step looks elsewhere, and all change in the third step."""
+    probe = LayerProbe(SimpleNamespace(name="a", downsample=1, channels=8, heads=1, head_dim=8),
+                       None, [], 1, [])  # fmt: skip
+    probe.box = Box(1, 16, 16)
+    for step in range(3):
+        for call in range(each):
+            received = torch.zeros(256)
+            begin = 64 * call + (128 if step == 2 else 0)
+            received[begin : begin + 32] = 1 / 32
+            probe.received.append(received)
+            probe.calls.append({"entropy": 0.0})
+            probe.errors.append({})
+    assert _gather([probe], each).measures["stay"] == [1.0, 0.0]
+
+
+def test_a_single_step_has_no_step_before(pipe):
+    once = analyze(pipe, replace(REQUEST, steps=1), ["a cat"], factors=(2,), anchors=(0,))
+    assert all("stay" not in layer.measures for layer in once.layers)
+    assert "<th>stay</th>" not in report(once)
+    json.dumps(once.to_dict(), allow_nan=False)
 
 
 @pytest.mark.parametrize("kind", ["sd_unet", "plain_unet", "kandinsky3"])
@@ -268,6 +297,17 @@ def test_errors_of_a_part_of_the_schedule(analysis):
     assert layer.error(Candidate(2)) == pytest.approx(sum(calls) / 3)
     assert layer.error(Candidate(2), 0.5, 1.0) == calls[2]
     assert layer.error(measures.DENSE) == 0.0
+
+
+def test_a_layer_that_is_not_a_number_is_named_at_once(tmp_path):
+    broken = tiny.sd_pipeline(tmp_path)
+    name = "mid_block.attentions.0.transformer_blocks.0.attn1"
+    weight = broken.unet.get_submodule(name).to_k.weight
+    with torch.no_grad():
+        weight[0, 0] = float("nan")
+    with pytest.raises(RunError, match=rf"layer {name}: .* as float32 .* --dtype bfloat16"):
+        analyze(broken, REQUEST, ["a cat"], factors=(2,), anchors=(0,))
+    assert hooks(broken) == 0
 
 
 def test_as_json(analysis):

@@ -45,8 +45,9 @@ class LayerAnalysis:
         keys: of its whole sequence, text and all frames included.
         measures: name to one value a step: those of :mod:`.measures`, ``effective_keys`` (the
             exponential of the entropy), ``stay`` (part of the most attended tokens that were so at
-            the call before) and ``agree`` (part that they share with another prompt); ``text``
-            (share of all attention of image tokens) where text is in the sequence.
+            the step before: one value fewer, and none in a single step) and ``agree`` (part that
+            they share with another prompt); ``text`` (share of all attention of image tokens)
+            where text is in the sequence.
         errors: of each candidate one relative squared error a step.
         received: share of all attention times the number of tokens, a map of at most 32 x 32
             (the largest of those that fall together).
@@ -178,9 +179,10 @@ def _gather(probes: list[LayerProbe], each: int) -> LayerAnalysis:
     }
     measures["effective_keys"] = [math.exp(entropy) for entropy in measures["entropy"]]
     tops = [[top_tokens(received) for received in probe.received] for probe in probes]
-    measures["stay"] = [
-        fmean(overlap(top[call], top[max(0, call - 1)]) for top in tops) for call in calls
-    ]
+    if len(calls) > each:  # a single step has none before it
+        measures["stay"] = [
+            fmean(overlap(top[call], top[call - each]) for top in tops) for call in calls[each:]
+        ]
     if len(probes) > 1:
         measures["agree"] = [
             fmean(overlap(a[call], b[call]) for a, b in pairwise(tops)) for call in calls

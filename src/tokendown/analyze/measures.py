@@ -6,6 +6,7 @@ queries, in chunks.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from .._errors import RunError
 from ..adapters.dispatch import merge
 from ..config import CellMethod
 from ..grid import Grid
@@ -41,6 +43,26 @@ class Candidate(NamedTuple):
 
 
 DENSE = Candidate(1)
+
+
+def expect_finite(what: str, values: Iterable[float], dtype: torch.dtype) -> None:
+    """Refuses what no average and no JSON file could hold.
+
+    Args:
+        what: was measured, begins the message.
+        values: of it.
+        dtype: of the model, the likely cause.
+
+    Raises:
+        RunError: one is not a finite number.
+    """
+    if not all(map(math.isfinite, values)):
+        name = str(dtype).removeprefix("torch.")
+        raise RunError(
+            f"{what}: not a number, or infinite; as {name} the model may leave the range of its "
+            "type; try --dtype bfloat16 or float32"
+        )
+
 
 # Attention weights held at a time; 64 MB in float32.
 _CHUNK = 2**24

@@ -17,7 +17,7 @@ from ..adapters.plan import Layer
 from ..attention import vector_norm
 from ..patch import is_patched
 from ..sequence import Box
-from .measures import Call, Candidate, attended, lowest_similarity, sink_measures
+from .measures import Call, Candidate, attended, expect_finite, lowest_similarity, sink_measures
 from .seen import ClassicCall, JointCall, Look, Onlooker
 
 if TYPE_CHECKING:
@@ -104,6 +104,8 @@ class LayerProbe:
                 **({"text": seen.text} if call.text else {}),
             }
         )
+        numbers = [*self.calls[-1].values(), *seen.errors.values()]
+        expect_finite(f"self-attention layer {self.layer.name}", numbers, tokens.dtype)
         self.errors.append(seen.errors)
         self.received.append(seen.received.cpu())
 

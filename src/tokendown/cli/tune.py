@@ -21,7 +21,7 @@ from ..bench.machine import hardware, software
 from ..models.loading import fingerprint
 from ..tune import Target, Tuning
 from ..tune import tune as choose_plan
-from ..tune.report import front_rows, pareto_plot, report, to_dict
+from ..tune.report import better_words, front_rows, pareto_plot, report, to_dict
 from . import analyze as study
 from . import options as opt
 from .output import out, politely, print_json, save_texts, steps_bar, warn
@@ -93,8 +93,9 @@ def _tune(given: Mapping[str, Any], target: Target) -> tuple[Tuning, dict[str, A
     checks = given["held_out"] or (1 if quick else 2)
     default = checks + (1 if quick else 2)
     words = pick_prompts(given["prompts"], given["prompt_file"], None if own else default)
+    words = list(dict.fromkeys(words))  # else one could be both chosen on and held out
     if len(words) <= checks:
-        raise ConfigError(f"expected more than {checks} prompts, got {len(words)}")
+        raise ConfigError(f"expected more than {checks} different prompts, got {len(words)}")
     candidates = {
         "factors": opt.parse_numbers(given["factors"], FACTORS, least=2),
         "anchors": opt.parse_numbers(given["anchors"], ANCHORS, least=0),
@@ -138,5 +139,6 @@ def _print(tuning: Tuning, files: list[Path]) -> None:
     beaten = tuning.plan.made["dominates"]
     if beaten:
         console.print(f"tuned: less error at no more cost than {', '.join(beaten)}", markup=False)
+    console.print(better_words(tuning), markup=False, soft_wrap=True)
     for path in files:
         console.print(str(path), markup=False, soft_wrap=True)

@@ -2,8 +2,10 @@
 
 The additive model is right about large differences and noisy about small ones. So the choice that
 it makes competes with those of plainer readings (every part of the schedule alike; the same keys at
-all steps; the same keys in all layers as well) and with the presets themselves: a tuned plan is
-then no worse than a preset of its cost on the prompts that it was chosen on.
+all steps; the same keys in all layers as well) and, where a cost is the bound, with what the
+presets keep, jittered as in every plan: a tuned plan is then no worse than that on the prompts that
+it was chosen on. A preset that stands still, as ``paper`` does, competes as itself on the held-out
+prompts only.
 """
 
 from __future__ import annotations
@@ -66,7 +68,7 @@ class Contest:
         pipe: not patched.
         menus: from :func:`readings`.
         plan_for: choices to a plan.
-        rivals: the choices of the presets.
+        rivals: what the presets keep, as choices.
         dense: pictures to compare with; their requests are repeated.
         tick: called after each picture.
     """
@@ -91,7 +93,9 @@ class Contest:
         return self.known[choices]
 
     def settle(self, limit: float | None, error: float | None) -> Choices:
-        """The least error within a cost; or the least cost within an error, if one has it.
+        """The least error within a cost; or the least cost within an error, measured.
+
+        Where none is within the error it is the one that has least, which :meth:`error` tells.
 
         Raises:
             ConfigError: as ``choose`` of the measured menu.
@@ -107,7 +111,5 @@ class Contest:
         if limit is not None:
             found += [c for c in self.rivals if any(c) and menu.cost(c) <= limit * (1 + 1e-9)]
         unique = list(dict.fromkeys(found))
-        if len(unique) == 1:
-            return unique[0]
         good = [c for c in unique if error is not None and self.error(c) <= error]
         return min(good, key=menu.cost) if good else min(unique, key=self.error)

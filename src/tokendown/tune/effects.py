@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from ..analyze import Analysis, LayerAnalysis
-from ..analyze.measures import DENSE, Candidate
-from ..config import PatchConfig, cells_of
+from ..analyze.measures import DENSE, Candidate, expect_finite
+from ..config import PatchConfig, cells_of, in_window
 from ..generate import make_picture
 from ..patch import apply_patch
 from ..sampling import Picture
@@ -134,9 +134,10 @@ def _copy(value: Any) -> Any:
     return value
 
 
-def middle_calls(calls: int, parts: int) -> list[int]:
-    """The index of the call in the middle of each part."""
-    return [min(calls - 1, int((i + 0.5) * calls / parts)) for i in range(parts)]
+def middle_calls(calls: int, steps: int, parts: int) -> list[int]:
+    """The first call of the step in the middle of each part; no more parts than steps."""
+    inside = [[i for i in range(steps) if in_window(i, steps, *part)] for part in parts_of(parts)]
+    return [each[len(each) // 2] * (calls // steps) for each in inside]
 
 
 def measure_gains(
@@ -145,6 +146,7 @@ def measure_gains(
     """For every layer with a usable reference one gain a part of the schedule."""
     parts = parts_of(len(calls.kept))
     dense = [calls.replay(index) for index in range(len(parts))]
+    dtype = next(calls.denoiser.parameters()).dtype
     gains = {}
     for layer in analysis.layers:
         candidate = reference(layer)
@@ -153,9 +155,11 @@ def measure_gains(
         only = plan_of(analysis, Uniform(candidate, layer.name))
         with apply_patch(calls.denoiser, only):
             outputs = [calls.replay(index) for index in range(len(parts))]
+        errors = [relative_error(a, b) for a, b in zip(outputs, dense, strict=True)]
+        expect_finite(f"the output with a coarse {layer.name}", errors, dtype)
         gains[layer.name] = [
-            relative_error(output, want) / max(layer.error(candidate, *part), _TINY)
-            for output, want, part in zip(outputs, dense, parts, strict=True)
+            error / max(layer.error(candidate, *part), _TINY)
+            for error, part in zip(errors, parts, strict=True)
         ]
     return gains
 
@@ -196,7 +200,10 @@ def picture_error(picture: Picture, dense: Picture) -> float:
     a pipeline does not show its latents.
     """
     made, wanted = (_numbers(each) for each in (picture, dense))
-    return relative_error(made - wanted.mean(), wanted - wanted.mean())
+    error = relative_error(made - wanted.mean(), wanted - wanted.mean())
+    dtype = torch.float32 if dense.latents is None else dense.latents.dtype
+    expect_finite(f"the picture of {picture.request.prompt!r}", [error], dtype)
+    return error
 
 
 def _numbers(picture: Picture) -> Tensor:

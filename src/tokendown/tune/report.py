@@ -18,7 +18,7 @@ def to_dict(tuning: Tuning) -> dict[str, Any]:
         "prompts": list(tuning.analysis.prompts),
         "held_out": tuning.plan.made["held_out"],
         "gains": tuning.gains,
-        "weights": tuning.weights,
+        "part_weights": tuning.weights,  # "weights" of a record are those of the model
         "curve": [list(place) for place in tuning.curve],
         "entries": [entry.to_dict() for entry in tuning.entries],
         "notes": tuning.notes,
@@ -67,6 +67,13 @@ def front_rows(tuning: Tuning) -> list[list[str]]:
         for entry in tuning.entries
     ]
     return [head, *rows]
+
+
+def better_words(tuning: Tuning) -> str:
+    """How often it is better, whatever the others cost."""
+    made = tuning.plan.made
+    wins = ", ".join(f"{name} on {count}" for name, count in made["better_on"].items())
+    return f"Of {len(made['held_out'])} held-out prompts it has less error than {wins}"
 
 
 def _front(tuning: Tuning) -> str:
@@ -138,5 +145,5 @@ def _made(tuning: Tuning) -> str:
         f"Chosen on: {'; '.join(made['prompts'])}. Checked on: {'; '.join(made['held_out'])}. "
         f"Target: {made['target']}; costs in {made['cost']}. {gain:.0%} of the layers are coarse. "
         f"On the held-out prompts it has less error at no more cost than: "
-        f"{', '.join(made['dominates']) or 'none of the others'}.",
+        f"{', '.join(made['dominates']) or 'none of the others'}. {better_words(tuning)}.",
     )

@@ -83,6 +83,9 @@ def tune(
     """
     if not held_out or parts < 1:
         raise ConfigError("expected a held-out prompt and a part of the schedule at least")
+    twice = sorted(set(prompts) & set(held_out))
+    if twice:
+        raise ConfigError(f"expected held-out prompts that are no others, got {twice[0]!r} in both")
     rivals = presets(pipe, request)
     ticker = _Ticker(progress, 3 * len(prompts) + parts * len(prompts) + 8 + 9 * len(held_out))
     analysis, dense, calls = _look(pipe, request, prompts, rivals, factors, anchors, parts, ticker)
@@ -106,10 +109,14 @@ def tune(
         for e in entries
     ]
     made = _made(analysis, target, menu, picked["tuned"], entries, held_out)
-    made["error_on_prompts"] = significant(contest.error(picked["tuned"]), 4)
+    found = contest.error(picked["tuned"])
+    made["error_on_prompts"] = significant(found, 4)
     plan = replace(plans["tuned"], made=made)
     ticker.finish()
-    return Tuning(plan, analysis, gains, weights, _curve(menu), entries, _notes(entries))
+    return Tuning(
+        plan, analysis, gains, weights, _curve(menu), entries,
+        [*_missed(target, found), *_notes(entries)],
+    )  # fmt: skip
 
 
 def _pick(
@@ -157,8 +164,8 @@ def _look(
         )  # fmt: skip
     finally:
         calls.release()
-    count = min(parts, len(analysis.timesteps))
-    calls.keep(middle_calls(len(calls.kept), count))
+    steps = len(analysis.timesteps)
+    calls.keep(middle_calls(len(calls.kept), steps, min(parts, steps)))
     return analysis, dense, calls
 
 
@@ -228,6 +235,7 @@ def _made(
         "held_out": list(held_out),
         "held_out_results": [entry.to_dict() for entry in entries],
         "dominates": dominated(entries),
+        "better_on": better_on(entries),
     }
 
 
@@ -240,6 +248,26 @@ def dominated(entries: Sequence[Entry]) -> list[str]:
         if not entry.name.startswith("tuned")
         and entry.error > tuned.error
         and entry.speedup <= tuned.speedup * (1 + 1e-6)
+    ]
+
+
+def better_on(entries: Sequence[Entry]) -> dict[str, int]:
+    """On how many of the held-out prompts the tuned plan has less error than each of the others."""
+    tuned = next(entry for entry in entries if entry.name == "tuned")
+    return {
+        entry.name: sum(a < b for a, b in zip(tuned.errors, entry.errors, strict=True))
+        for entry in entries
+        if entry.name != "dense" and not entry.name.startswith("tuned")
+    }
+
+
+def _missed(target: Target, error: float) -> list[str]:
+    """Whether pictures of the prompts that it was chosen on are within the error asked for."""
+    if target.error is None or error <= target.error:
+        return []
+    return [
+        f"the error asked for, {target.error:.3g}, is not reached: this plan has {error:.3g} on "
+        "the prompts that it was chosen on; allow more error, or smaller factors"
     ]
 
 

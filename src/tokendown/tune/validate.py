@@ -30,7 +30,7 @@ class Entry:
         speedup: dense over its FLOPs of the whole schedule, predicted.
         error: squared difference of the final latents over the variance of the dense ones, mean.
         errors: of each held-out prompt.
-        psnr_db: mean; None where pictures are equal.
+        psnr_db: mean of the pictures that differ from the dense ones; None where none does.
         ssim: mean.
         seconds: of the denoising, mean; measured one after the other, so read them with care.
         predicted_error: by the additive model; None where it says nothing.
