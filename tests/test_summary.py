@@ -7,11 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+import joint_pipelines
 import tiny
 import tiny_transformers
 import tokendown
@@ -265,3 +267,38 @@ def test_a_controlnet_that_would_be_patched_is_shown(tmp_path: Path) -> None:
     with apply_patch(pipe, config):
         assert summary(pipe, height=32, width=32).layers == want.layers
     assert "ControlNet" not in summary(pipe, PatchConfig(factor=2), height=32, width=32).model
+
+
+def modular_z_image() -> Any:
+    """Its ``vae_scale_factor_spatial`` is 16 until it has an image processor."""
+    from diffusers.modular_pipelines import ZImageAutoBlocks
+
+    pipe = ZImageAutoBlocks().init_pipeline()
+    pipe.update_components(transformer=tiny_transformers.z_image(), vae=joint_pipelines.eight_vae())
+    return pipe
+
+
+def bria() -> Any:
+    """Its ``vae_scale_factor`` is twice what its VAE says."""
+    vae = joint_pipelines.eight_vae()
+    vae.register_to_config(shift_factor=0.0)
+    transformer = joint_pipelines.transformer("bria", in_channels=16)
+    # a text encoder has to be there
+    return joint_pipelines.assemble(
+        "BriaPipeline", transformer, vae=vae, text_encoder=torch.nn.Linear(1, 1)
+    )
+
+
+@pytest.mark.parametrize("build", [modular_z_image, bria])
+def test_the_vae_says_the_scale_where_a_pipeline_counts_packing_too(build) -> None:
+    layer = tokendown.summary(build(), height=128, width=256).layers[0]
+    assert layer.grid == (8, 16)  # 16 pixels a token: 8 of the VAE, 2 x 2 patches
+
+
+def test_bria_fibo_has_a_token_for_every_place_of_the_latent() -> None:
+    """The oracle is what its pipeline packs by default."""
+    latents = torch.zeros(1, 4, 6, 10)
+    tokens = diffusers.BriaFiboPipeline._pack_latents_no_patch(latents, 1, 4, 6, 10).shape[1]
+    layer = tokendown.summary(tiny_transformers.bria_fibo(), height=48, width=80).layers[0]
+    assert layer.grid == (6, 10)
+    assert layer.keys_before == tokens == 60

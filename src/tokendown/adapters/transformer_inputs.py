@@ -258,7 +258,9 @@ def _qwen_controlnet(config: Any, zeros: Zeros, height: int, width: int) -> dict
 def _bria_fibo(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, Any]:
     blocks = config.num_layers + config.num_single_layers
     layers = [zeros(T5_TOKENS, config.text_encoder_dim) for _ in range(blocks)]
-    return {**_packed(config, zeros, height, width), "text_encoder_layers": layers}
+    # do_patching=False is its pipelines' default: a token is one place of the latent
+    inputs = _packed(config, zeros, 2 * height, 2 * width)
+    return {**inputs, "text_encoder_layers": layers}
 
 
 def _hunyuan_image(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, Any]:
@@ -565,11 +567,11 @@ PACKED = {
     "OvisImageTransformer2DModel",
     "LongCatImageTransformer2DModel",
     "BriaTransformer2DModel",
-    "BriaFiboTransformer2DModel",
     "Krea2Transformer2DModel",
     "Flux3Transformer2DModel",
     "Ideogram4Transformer2DModel",
 }
+UNPACKED = {"BriaFiboTransformer2DModel"}  # positions are values too, one a place of the latent
 TRANSFORMERS: dict[str, Maker] = {
     "PixArtTransformer2DModel": _pixart,
     "DiTTransformer2DModel": _dit,
