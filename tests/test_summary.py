@@ -302,3 +302,48 @@ def test_bria_fibo_has_a_token_for_every_place_of_the_latent() -> None:
     layer = tokendown.summary(tiny_transformers.bria_fibo(), height=48, width=80).layers[0]
     assert layer.grid == (6, 10)
     assert layer.keys_before == tokens == 60
+
+
+def refiner() -> Any:
+    """HunyuanImage's second transformer takes a picture as a film of one frame."""
+    options = {"patch_size": (1, 1, 1), "rope_axes_dim": (4, 2, 2), "in_channels": 8}
+    return joint_pipelines.transformer("hunyuan_image", **options)
+
+
+VARIANTS = {
+    "two texts": lambda: joint_pipelines.transformer("hunyuan_image", text_embed_2_dim=8),
+    "refiner": refiner,
+    "first and last frame": lambda: joint_pipelines.transformer(
+        "wan_i2v", in_channels=10, pos_embed_seq_len=514
+    ),
+    "SkyReels": lambda: joint_pipelines.transformer(
+        "skyreels", image_dim=8, added_kv_proj_dim=16, pos_embed_seq_len=514
+    ),
+    "inpainting": lambda: joint_pipelines.transformer("easyanimate", in_channels=9),
+}
+
+
+@pytest.mark.parametrize("kind", VARIANTS)
+@pytest.mark.parametrize("batch", [1, 2])
+def test_variants_of_a_family_cost_what_they_cost_with_weights(kind: str, batch: int) -> None:
+    """On the CPU texts are really sorted by what is valid."""
+    model = VARIANTS[kind]()
+    frames = None if kind in ("two texts", "refiner") else 2
+    config, size = PatchConfig(factor=2, anchors=3), {"height": 64, "width": 96, "batch": batch}
+    found = tokendown.summary(model, config, **size, frames=frames)
+    inputs = denoiser_inputs(model, 8, 12, batch=batch, frames=frames)
+    got = []
+    for factor in (1, 2):
+        with (
+            apply_patch(model, factor=factor, anchors=3),
+            torch.no_grad(),
+            sdpa_kernel(SDPBackend.MATH),  # the other ones of the CPU are not counted
+            FlopCounterMode(display=False) as counter,
+        ):
+            model(**inputs)
+        got.append(counter.get_total_flops())
+    assert [found.step_flops_before, found.step_flops_after] == got
+    patch = model.config.patch_size
+    side = patch if isinstance(patch, int) else patch[-1]
+    assert found.layers[0].grid == (8 // side, 12 // side)
+    assert found.predicted_speedup > 1
