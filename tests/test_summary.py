@@ -347,3 +347,24 @@ def test_variants_of_a_family_cost_what_they_cost_with_weights(kind: str, batch:
     side = patch if isinstance(patch, int) else patch[-1]
     assert found.layers[0].grid == (8 // side, 12 // side)
     assert found.predicted_speedup > 1
+
+
+def test_dreamlite_has_a_second_picture_beside_the_noise(monkeypatch) -> None:
+    """The oracle is what its pipeline gives its U-Net."""
+    unet, text = tiny.dreamlite_unet(), torch.nn.Linear(1, 1)
+    text.dtype, text.device = torch.float32, torch.device("cpu")
+    vae = diffusers.AutoencoderTiny(
+        encoder_block_out_channels=(4,) * 4, decoder_block_out_channels=(4,) * 4,
+        num_encoder_blocks=(1,) * 4, num_decoder_blocks=(1,) * 4,
+    )  # fmt: skip
+    flow = diffusers.FlowMatchEulerDiscreteScheduler()
+    pipe = diffusers.DreamLiteMobilePipeline(text, None, None, vae, unet, flow)
+    given = torch.zeros(1, 3, unet.config.cross_attention_dim), torch.ones(1, 3)
+    pipe.set_progress_bar_config(disable=True)
+    monkeypatch.setattr(pipe, "encode_prompt", lambda **_: given)
+    seen = []
+    unet.register_forward_pre_hook(lambda module, args: seen.append(args[0].shape))
+    pipe("a lighthouse", height=64, width=96, num_inference_steps=1, output_type="latent")
+    assert seen == [denoiser_inputs(unet, 8, 12, batch=1)["sample"].shape]
+    grids = {layer.grid for layer in summary(pipe, height=64, width=96).layers if layer.grid}
+    assert grids == {(4, 12)}
