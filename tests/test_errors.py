@@ -10,6 +10,7 @@ import torch
 from diffusers.models.attention_processor import Attention
 from torch import nn
 
+import joint_pipelines
 import tiny
 import tokendown
 from tokendown import (
@@ -102,6 +103,14 @@ def test_unknown_models_are_told_what_is_supported(make, function):
 def test_things_that_are_no_models(thing, function):
     with pytest.raises(UnsupportedModelError, match=f"got {type(thing).__name__}"):
         function(thing)
+
+
+def test_a_pipeline_without_a_denoiser_is_not_patched():
+    pipe = diffusers.LTXLatentUpsamplePipeline(joint_pipelines.ltx_vae(), None)
+    assert not is_patched(pipe)
+    remove_patch(pipe)
+    with pytest.raises(UnsupportedModelError, match="got LTXLatentUpsamplePipeline"):
+        apply_patch(pipe)
 
 
 def test_a_pipeline_with_an_unknown_denoiser():

@@ -7,11 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+import joint_pipelines
 import tiny
 import tiny_transformers
 import tokendown
@@ -265,3 +267,104 @@ def test_a_controlnet_that_would_be_patched_is_shown(tmp_path: Path) -> None:
     with apply_patch(pipe, config):
         assert summary(pipe, height=32, width=32).layers == want.layers
     assert "ControlNet" not in summary(pipe, PatchConfig(factor=2), height=32, width=32).model
+
+
+def modular_z_image() -> Any:
+    """Its ``vae_scale_factor_spatial`` is 16 until it has an image processor."""
+    from diffusers.modular_pipelines import ZImageAutoBlocks
+
+    pipe = ZImageAutoBlocks().init_pipeline()
+    pipe.update_components(transformer=tiny_transformers.z_image(), vae=joint_pipelines.eight_vae())
+    return pipe
+
+
+def bria() -> Any:
+    """Its ``vae_scale_factor`` is twice what its VAE says."""
+    vae = joint_pipelines.eight_vae()
+    vae.register_to_config(shift_factor=0.0)
+    transformer = joint_pipelines.transformer("bria", in_channels=16)
+    # a text encoder has to be there
+    return joint_pipelines.assemble(
+        "BriaPipeline", transformer, vae=vae, text_encoder=torch.nn.Linear(1, 1)
+    )
+
+
+@pytest.mark.parametrize("build", [modular_z_image, bria])
+def test_the_vae_says_the_scale_where_a_pipeline_counts_packing_too(build) -> None:
+    layer = tokendown.summary(build(), height=128, width=256).layers[0]
+    assert layer.grid == (8, 16)  # 16 pixels a token: 8 of the VAE, 2 x 2 patches
+
+
+def test_bria_fibo_has_a_token_for_every_place_of_the_latent() -> None:
+    """The oracle is what its pipeline packs by default."""
+    latents = torch.zeros(1, 4, 6, 10)
+    tokens = diffusers.BriaFiboPipeline._pack_latents_no_patch(latents, 1, 4, 6, 10).shape[1]
+    layer = tokendown.summary(tiny_transformers.bria_fibo(), height=48, width=80).layers[0]
+    assert layer.grid == (6, 10)
+    assert layer.keys_before == tokens == 60
+
+
+def refiner() -> Any:
+    """HunyuanImage's second transformer takes a picture as a film of one frame."""
+    options = {"patch_size": (1, 1, 1), "rope_axes_dim": (4, 2, 2), "in_channels": 8}
+    return joint_pipelines.transformer("hunyuan_image", **options)
+
+
+VARIANTS = {
+    "two texts": lambda: joint_pipelines.transformer("hunyuan_image", text_embed_2_dim=8),
+    "refiner": refiner,
+    "first and last frame": lambda: joint_pipelines.transformer(
+        "wan_i2v", in_channels=10, pos_embed_seq_len=514
+    ),
+    "SkyReels": lambda: joint_pipelines.transformer(
+        "skyreels", image_dim=8, added_kv_proj_dim=16, pos_embed_seq_len=514
+    ),
+    "inpainting": lambda: joint_pipelines.transformer("easyanimate", in_channels=9),
+}
+
+
+@pytest.mark.parametrize("kind", VARIANTS)
+@pytest.mark.parametrize("batch", [1, 2])
+def test_variants_of_a_family_cost_what_they_cost_with_weights(kind: str, batch: int) -> None:
+    """On the CPU texts are really sorted by what is valid."""
+    model = VARIANTS[kind]()
+    frames = None if kind in ("two texts", "refiner") else 2
+    config, size = PatchConfig(factor=2, anchors=3), {"height": 64, "width": 96, "batch": batch}
+    found = tokendown.summary(model, config, **size, frames=frames)
+    inputs = denoiser_inputs(model, 8, 12, batch=batch, frames=frames)
+    got = []
+    for factor in (1, 2):
+        with (
+            apply_patch(model, factor=factor, anchors=3),
+            torch.no_grad(),
+            sdpa_kernel(SDPBackend.MATH),  # the other ones of the CPU are not counted
+            FlopCounterMode(display=False) as counter,
+        ):
+            model(**inputs)
+        got.append(counter.get_total_flops())
+    assert [found.step_flops_before, found.step_flops_after] == got
+    patch = model.config.patch_size
+    side = patch if isinstance(patch, int) else patch[-1]
+    assert found.layers[0].grid == (8 // side, 12 // side)
+    assert found.predicted_speedup > 1
+
+
+def test_dreamlite_has_a_second_picture_beside_the_noise(monkeypatch) -> None:
+    """The oracle is what its pipeline gives its U-Net."""
+    unet, text = tiny.dreamlite_unet(), torch.nn.Linear(1, 1)
+    text.dtype, text.device = torch.float32, torch.device("cpu")
+    vae = diffusers.AutoencoderTiny(
+        encoder_block_out_channels=(4,) * 4, decoder_block_out_channels=(4,) * 4,
+        num_encoder_blocks=(1,) * 4, num_decoder_blocks=(1,) * 4,
+    )  # fmt: skip
+    flow = diffusers.FlowMatchEulerDiscreteScheduler()
+    pipe = diffusers.DreamLiteMobilePipeline(text, None, None, vae, unet, flow)
+    given = torch.zeros(1, 3, unet.config.cross_attention_dim), torch.ones(1, 3)
+    pipe.set_progress_bar_config(disable=True)
+    monkeypatch.setattr(pipe, "encode_prompt", lambda **_: given)
+    seen = []
+    unet.register_forward_pre_hook(lambda module, args: seen.append(args[0].shape))
+    pipe("a lighthouse", height=64, width=96, num_inference_steps=1, output_type="latent")
+    assert seen == [denoiser_inputs(unet, 8, 12, batch=1)["sample"].shape]
+    grids = {layer.grid for layer in summary(pipe, height=64, width=96).layers if layer.grid}
+    assert grids == {(4, 12)}

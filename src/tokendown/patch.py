@@ -207,13 +207,15 @@ def apply_patch(
 def remove_patch(model: Any) -> None:
     """Restores a pipeline or denoiser exactly; needs no handle, and does nothing if unpatched.
 
+    A pipeline without a denoiser is one that is not patched.
+
     Args:
         model: what was patched, or a copy of it.
 
     Raises:
         UnsupportedModelError: not a pipeline and not a torch module.
     """
-    for module in _find_parts(model, controlnet=True):
+    for module in _find_parts(model, controlnet=True, needed=False):
         families.uninstall(module)
     scheduler = _scheduler_of(model)
     if scheduler is not None:
@@ -221,10 +223,14 @@ def remove_patch(model: Any) -> None:
 
 
 def is_patched(model: Any) -> bool:
-    """Whether a pipeline (its denoiser or a ControlNet of it) or a denoiser is patched."""
+    """Whether a pipeline (its denoiser or a ControlNet of it) or a denoiser is patched.
+
+    Raises:
+        UnsupportedModelError: not a pipeline and not a torch module.
+    """
     return any(
-        families.installed_plan(module) is not None
-        for module in find_denoisers(model, controlnet=True)
+        families.installed_plan(_unwrap(part)) is not None
+        for part in _find_parts(model, controlnet=True, needed=False)
     )
 
 
@@ -241,12 +247,12 @@ def find_denoisers(model: Any, controlnet: bool = False) -> list[nn.Module]:
     return [_unwrap(part) for part in _find_parts(model, controlnet)]
 
 
-def _find_parts(model: Any, controlnet: bool) -> list[nn.Module]:
-    """The same with the wrappers on."""
+def _find_parts(model: Any, controlnet: bool, needed: bool = True) -> list[nn.Module]:
+    """The same with the wrappers on; none of a pipeline without a denoiser, if none is needed."""
     if isinstance(model, nn.Module):
         return [model]
     found = [part for name in _DENOISERS if (part := getattr(model, name, None)) is not None]
-    if not found:
+    if not found and (needed or not hasattr(model, "components")):
         raise UnsupportedModelError(
             "expected a diffusers pipeline with a unet or a transformer, or such a denoiser; "
             f"got {type(model).__name__}"

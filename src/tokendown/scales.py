@@ -19,17 +19,26 @@ PACKED = {"ErnieImageTransformer2DModel": 2}
 
 
 def spatial_scale(pipe: Any) -> int:
-    """Pixels a latent pixel, per side; 8 where nothing says it, as in Stable Diffusion."""
-    return _first(pipe, _SPATIAL) or _scale_of_coder(pipe) or 8
+    """Pixels a latent pixel, per side; 8 where nothing says it, as in Stable Diffusion.
+
+    The VAE comes first: some pipelines (Bria, Z-Image in modules) count the packing by their
+    transformer in a number of the same name.
+    """
+    coder = _scale_of_coder(pipe)
+    kind = type(getattr(pipe, "transformer", None)).__name__
+    return (coder and coder * PACKED.get(kind, 1)) or _first(pipe, _SPATIAL) or _without_coder(pipe)
 
 
 def _scale_of_coder(pipe: Any) -> int | None:
+    coders = (getattr(pipe, name, None) for name in CODERS)
+    settings = next((getattr(coder, "config", None) for coder in coders if coder is not None), None)
+    return scales_of_vae(settings)[0] if settings else None
+
+
+def _without_coder(pipe: Any) -> int:
     """1 where a pipeline is made without a VAE: it works on pixels."""
-    if not hasattr(pipe, "components"):  # a denoiser on its own
-        return None
-    names = [name for name in CODERS if hasattr(pipe, name)]
-    coders = [coder for name in names if (coder := getattr(pipe, name)) is not None]
-    return scales_of_vae(coders[0].config)[0] if coders else None if names else 1
+    pixels = hasattr(pipe, "components") and not any(hasattr(pipe, name) for name in CODERS)
+    return 1 if pixels else 8
 
 
 def temporal_scale(pipe: Any) -> int:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from .._errors import UnsupportedModelError
-from .transformer_inputs import PACKED, TRANSFORMERS
+from .transformer_inputs import PACKED, TRANSFORMERS, UNPACKED
 from .unet_inputs import UNETS
 from .zeros import Zeros
 
@@ -53,6 +53,7 @@ def token_shapes(model: Any, height: int, width: int) -> tuple[tuple[int, int, i
         height: of the latent.
         width: of the latent.
     """
-    if any(base.__name__ in PACKED for base in type(model).__mro__):
+    kinds = {base.__name__ for base in type(model).__mro__}
+    if kinds & PACKED:
         return ((1, height // 2, width // 2),)
-    return None
+    return ((1, height, width),) if kinds & UNPACKED else None

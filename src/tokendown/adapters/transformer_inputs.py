@@ -18,6 +18,7 @@ SD3_TOKENS = 333  # 77 of CLIP and 256 of T5, the pipeline's default
 HUNYUAN_TOKENS = 256
 WAN_FRAMES = 21  # latent frames of 81 frames
 HUNYUAN_FRAMES = 33  # latent frames of 129 frames
+HUNYUAN_IMAGE_TOKENS = (1000, 128)  # of Qwen and of ByT5, padded to what the pipeline takes
 HUNYUAN_15_TOKENS = (1000, 256, 729)  # of Qwen, of ByT5, and of SigLIP for the first frame
 HUNYUAN_15_FRAMES = KANDINSKY_FRAMES = 31  # latent frames of 121 frames
 LTX_TOKENS = 128
@@ -117,7 +118,10 @@ def _wan(config: Any, zeros: Zeros, height: int, width: int, more: int = 0) -> d
         "timestep": zeros(),
     }
     if getattr(config, "image_dim", None):
-        inputs["encoder_hidden_states_image"] = zeros(257, config.image_dim)
+        images = zeros(257, config.image_dim)
+        # the first and the last frame are two pictures a sample, joined by the model
+        both = getattr(config, "pos_embed_seq_len", None)
+        inputs["encoder_hidden_states_image"] = images.repeat(2, 1, 1) if both else images
     if getattr(config, "vace_layers", None):
         inputs["control_hidden_states"] = zeros(config.vace_in_channels, frames, height, width)
     return inputs
@@ -258,18 +262,27 @@ def _qwen_controlnet(config: Any, zeros: Zeros, height: int, width: int) -> dict
 def _bria_fibo(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, Any]:
     blocks = config.num_layers + config.num_single_layers
     layers = [zeros(T5_TOKENS, config.text_encoder_dim) for _ in range(blocks)]
-    return {**_packed(config, zeros, height, width), "text_encoder_layers": layers}
+    # do_patching=False is its pipelines' default: a token is one place of the latent
+    inputs = _packed(config, zeros, 2 * height, 2 * width)
+    return {**inputs, "text_encoder_layers": layers}
 
 
 def _hunyuan_image(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, Any]:
+    qwen, byt5 = HUNYUAN_IMAGE_TOKENS
+    shape: tuple[int, ...] = (config.in_channels, height, width)
+    if len(config.patch_size) == 3:  # the refiner: a film of one frame, with a shorter text
+        qwen, shape = HUNYUAN_TOKENS, (config.in_channels, zeros.asked or 1, height, width)
+    two = config.text_embed_2_dim is not None
     inputs = {
-        "hidden_states": zeros(config.in_channels, height, width),
-        "encoder_hidden_states": zeros(T5_TOKENS, config.text_embed_dim),
-        "encoder_attention_mask": zeros(T5_TOKENS),
+        "hidden_states": zeros(*shape),
+        "encoder_hidden_states": zeros(qwen, config.text_embed_dim),
+        # text is sorted by what is valid where there is a second one: all of it is
+        "encoder_attention_mask": zeros.mask(qwen) if two else zeros(qwen),
         "timestep": zeros(),
     }
-    if config.text_embed_2_dim:
-        raise UnsupportedModelError("no example inputs are known for a second text encoder")
+    if two:
+        inputs["encoder_hidden_states_2"] = zeros(byt5, config.text_embed_2_dim)
+        inputs["encoder_attention_mask_2"] = zeros.mask(byt5)
     if config.guidance_embeds:
         inputs["guidance"] = zeros()
     if config.use_meanflow:
@@ -349,11 +362,15 @@ def _consisid(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, A
 
 
 def _easyanimate(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, Any]:
-    return {
-        "hidden_states": zeros(config.in_channels, zeros.asked or COGVIDEOX_FRAMES, height, width),
+    frames = zeros.asked or COGVIDEOX_FRAMES
+    # what is more than comes out is a picture to start from or a control
+    more = max(0, config.in_channels - (config.out_channels or config.in_channels))
+    inputs = {
+        "hidden_states": zeros(config.in_channels - more, frames, height, width),
         "encoder_hidden_states": zeros(HUNYUAN_TOKENS, config.text_embed_dim),
         "timestep": zeros(),
     }
+    return inputs | {"inpaint_latents": zeros(more, frames, height, width)} if more else inputs
 
 
 def _cosmos(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, Any]:
@@ -565,11 +582,11 @@ PACKED = {
     "OvisImageTransformer2DModel",
     "LongCatImageTransformer2DModel",
     "BriaTransformer2DModel",
-    "BriaFiboTransformer2DModel",
     "Krea2Transformer2DModel",
     "Flux3Transformer2DModel",
     "Ideogram4Transformer2DModel",
 }
+UNPACKED = {"BriaFiboTransformer2DModel"}  # positions are values too, one a place of the latent
 TRANSFORMERS: dict[str, Maker] = {
     "PixArtTransformer2DModel": _pixart,
     "DiTTransformer2DModel": _dit,

@@ -49,6 +49,8 @@ def _unet(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, Any]:
     if addition == "time":  # DreamLite
         count = config.projection_class_embeddings_input_dim // config.addition_time_embed_dim
         inputs["added_cond_kwargs"] = {"time_ids": zeros(count)}
+        # its pipelines put the picture to edit, or none, beside the noise
+        inputs["sample"] = zeros(config.in_channels, height, 2 * width)
     # "text" needs no input of its own: it pools what cross-attention gets
     projected = getattr(config, "encoder_hid_dim_type", None)
     if addition not in (None, "text", "text_time", "time") or (
