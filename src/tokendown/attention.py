@@ -37,6 +37,9 @@ def attend(
     The grid keys count ``factor`` squared each, anchors (the off-grid keys of largest norm, chosen
     per batch item and head) and exact keys count 1. ``factor=1`` is plain attention.
 
+    A patched layer differs where a token of large norm is on the grid: there it is an anchor, and
+    the shortest token of its cell stands for the cell.
+
     Args:
         query: [batch, heads, queries, head_dim].
         key: [batch, key_heads, grid.tokens + exact, head_dim]; heads is a multiple of key_heads.
