@@ -145,15 +145,24 @@ class _MaskedKeys:
     def note_lengths(self, _: Any, args: tuple[Tensor, ...]) -> None:
         self.lengths = args[0].norm(dim=-1)  # anchors: the longest tokens before the norm
 
+    def _weights(self) -> Tensor:
+        """How often each token counts; one that is an anchor does not stand for its cell."""
+        lengths = self.lengths[0].tolist()
+        anchors = self.lengths[0].topk(_ANCHORS).indices.tolist()
+        tokens = torch.arange(_ROWS * _COLUMNS).view(_ROWS, _COLUMNS)
+        weights = torch.zeros(_ROWS * _COLUMNS)
+        for rows in tokens.split(_FACTOR):
+            for cell in rows.split(_FACTOR, dim=1):
+                kept, *others = cell.flatten().tolist()
+                kept = min(kept, *others, key=lengths.__getitem__) if kept in anchors else kept
+                weights[kept] += _FACTOR**2
+        weights[anchors] += 1
+        return weights
+
     def __call__(self, attn: Any, hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
         bias = torch.zeros(1, hidden_states.shape[1])
         if bias.shape[1] == _ROWS * _COLUMNS:  # the finest layers; coarser ones stay dense
-            on_grid = torch.zeros(_ROWS, _COLUMNS, dtype=torch.bool)
-            on_grid[::_FACTOR, ::_FACTOR] = True
-            on_grid = on_grid.flatten()
-            anchors = self.lengths.masked_fill(on_grid, 0.0).topk(_ANCHORS, dim=-1).indices
-            bias = torch.full_like(bias, -torch.inf).scatter(1, anchors, 0.0)
-            bias[:, on_grid] = 2.0 * torch.log(torch.tensor(float(_FACTOR)))
+            bias = self._weights().log()[None]
         query, key, value = (
             layer(hidden_states).unflatten(-1, (attn.heads, -1)).transpose(1, 2)
             for layer in (attn.to_q, attn.to_k, attn.to_v)

@@ -92,7 +92,7 @@ def test_quantised_layers_are_called_as_they_are(kind):
     want = run_dequantised(kind, quantised, names)
     with apply_patch(quantised, **PATCH):
         # int8 rounds activations with one scale a call, which follows the kept tokens
-        assert_near(run(kind, quantised), want, tolerance=0.02)
+        assert_near(run(kind, quantised), want, tolerance=0.03)
 
 
 def run_dequantised(kind, model, names):
