@@ -43,8 +43,14 @@ def test_speed_ups_are_ratios_within_a_round():
     assert (auto.speedup, auto.speedup_range) == (3.0, (2.0, 4.0))  # of 4, 3 and 2
     assert (auto.predicted, auto.peak_gib, auto.rounds) == (3.0, 1.0, 3)
     assert (paper.seconds, paper.speedup, paper.why) == (None, None, "changes nothing")
-    assert group.notes == ["interrupted in 1 rounds: there dense was not measured in the same run"]
+    assert group.notes == ["in 1 rounds dense is from another run: there ratios compare two runs"]
     assert json.loads(json.dumps(group.to_dict()))["rows"][1]["speedup"] == 3.0
+
+
+def test_memory_of_a_graph_is_not_that_of_its_calls():
+    [group] = report.summarise([{**each, "compile": "graph"} for each in CELLS])
+    assert {row.peak_gib for row in group.rows} == {None}
+    assert report.table(group)[1][-1] == ""
 
 
 def test_tables():

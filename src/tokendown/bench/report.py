@@ -27,7 +27,7 @@ class Row:
         speedup: dense over this, the median of the ratios within a round.
         speedup_range: least and most.
         predicted: dense over this, FLOPs of one denoiser call.
-        peak_gib: largest of all rounds.
+        peak_gib: largest of all rounds; None where it is not told, as for CUDA graphs.
         rounds: measured.
         why: it has no numbers, or empty.
     """
@@ -119,7 +119,9 @@ def _row(cells: list[Cell], dense: dict[int, Cell], flops: int | None) -> Row:
     last = cells[-1]
     seconds = [seconds_of(cell) for cell in done]
     ratios = [seconds_of(dense[c["round"]]) / seconds_of(c) for c in done if c["round"] in dense]
-    peaks = [cell["peak_gib"] for cell in done if cell["peak_gib"] is not None]
+    # a graph is recorded before its calls are timed, and has its memory from then on
+    graph = last["compile"] == "graph"
+    peaks = [cell["peak_gib"] for cell in done if cell["peak_gib"] is not None and not graph]
     return Row(
         method=last["method"],
         detail=last["detail"],
@@ -175,7 +177,7 @@ def _notes(cells: list[Cell], dense: dict[int, Cell], software: list[dict[str, A
     }
     if split:
         notes.append(
-            f"interrupted in {len(split)} rounds: there dense was not measured in the same run"
+            f"in {len(split)} rounds dense is from another run: there ratios compare two runs"
         )
     if len(software) > 1:
         notes.append("made by different versions or commits")
