@@ -678,7 +678,7 @@ CASES: dict[str, Callable[[], Case]] = {
         {**GUIDED, **PADDING}, {**SMALL, "use_resolution_binning": False},
     ),
     "Lumina2Pipeline": lambda: Case(
-        "lumina2", assemble("Lumina2Pipeline", transformer("lumina2"), vae=vae()),
+        "lumina2", assemble("Lumina2Pipeline", transformer("lumina2"), vae=eight_vae()),
         SIZE, MASKED, EIGHT,
     ),
 }  # fmt: skip

@@ -32,7 +32,7 @@ def spatial_scale(pipe: Any) -> int:
 def _scale_of_coder(pipe: Any) -> int | None:
     coders = (getattr(pipe, name, None) for name in CODERS)
     settings = next((getattr(coder, "config", None) for coder in coders if coder is not None), None)
-    return scales_of_vae(settings)[0] if settings else None
+    return scales_of_vae(settings)[0] if isinstance(settings, Mapping) else None
 
 
 def _without_coder(pipe: Any) -> int:
