@@ -441,6 +441,24 @@ def test_a_copied_pipeline_has_its_own_clock(tmp_path, duplicate):
     assert not set(before.methods) & set(other.scheduler.__dict__)
 
 
+def test_a_scheduler_that_is_put_back_as_it_was_is_followed_and_left(tmp_path):
+    """As panorama does, for every view."""
+    pipe, _ = text_to_image(tmp_path)
+    before, views = SchedulerSandwich(pipe.scheduler), copy.deepcopy(pipe.scheduler.__dict__)
+    patch = apply_patch(pipe, factor=2, stop=0.5)
+    probe = Probe(pipe)
+    held = copy.deepcopy(pipe.scheduler.__dict__)
+    pipe.scheduler.__dict__.update(held)
+    tiny.image_of(pipe, steps=4)
+    assert probe.coarse == [True, True, False, False]
+    pipe.scheduler.__dict__.update(copy.deepcopy(pipe.scheduler.__dict__))
+    patch.remove()
+    assert not set(before.methods) & set(pipe.scheduler.__dict__)
+    pipe.scheduler.__dict__.update(views)
+    tiny.image_of(pipe, steps=2)
+    assert len(pipe.scheduler.timesteps) == 2
+
+
 def test_saved_scheduler_settings_are_those_of_the_scheduler(tmp_path):
     pipe, _ = text_to_image(tmp_path)
     want = dict(pipe.scheduler.config)

@@ -8,12 +8,36 @@ compiled call would be ignored. An instance attribute has neither fault.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from functools import partial
 from types import MethodType
 from typing import Any
 
 from torch import nn
+
+
+class StandIn:
+    """What is put in place of a method: calls ``run``, and shows the signature of the original.
+
+    Some pipelines copy what an object holds and put it back later, object and all
+    (``scheduler.__dict__.update``): a stand-in is copied with its owner, and not without.
+    """
+
+    def __init__(self, intercept: Intercept) -> None:
+        self.intercept = intercept
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.intercept.run(*args, **kwargs)
+
+    @property
+    def __wrapped__(self) -> Callable[..., Any]:
+        return self.intercept.original
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> StandIn:
+        if id(self.intercept.owner) not in memo:
+            return self
+        return StandIn(copy.deepcopy(self.intercept, memo))
 
 
 class Intercept:
@@ -41,10 +65,7 @@ class Intercept:
         raise NotImplementedError
 
     def stand_in(self) -> Callable[..., Any]:
-        """What is put in place: calls ``run``, and shows the signature of the original."""
-        caller = partial(type(self).run, self)
-        caller.__wrapped__ = self.original  # type: ignore[attr-defined]
-        return caller
+        return StandIn(self)
 
     def install(self) -> None:
         setattr(self.owner, self.method, self.stand_in())
@@ -109,8 +130,8 @@ def _behind(value: object) -> Intercept | None:
     target = None
     if isinstance(value, MethodType):
         target = value.__self__
-    elif isinstance(value, partial) and value.args:
-        target = value.args[0]
+    elif isinstance(value, StandIn):
+        target = value.intercept
     return target if isinstance(target, Intercept) else None
 
 
