@@ -250,11 +250,12 @@ class Guardrail:
 
 
 def eight_vae() -> Any:
-    """Eight pixels a latent pixel."""
+    """Eight pixels a latent pixel; its latents are shifted."""
     return tiny._build(
         lambda: diffusers.AutoencoderKL(
             block_out_channels=(4,) * 4, down_block_types=("DownEncoderBlock2D",) * 4,
             up_block_types=("UpDecoderBlock2D",) * 4, latent_channels=4, norm_num_groups=2,
+            shift_factor=0.1,
         )
     )  # fmt: skip
 

@@ -280,12 +280,13 @@ def modular_z_image() -> Any:
 
 def bria() -> Any:
     """Its ``vae_scale_factor`` is twice what its VAE says."""
-    vae = joint_pipelines.eight_vae()
-    vae.register_to_config(shift_factor=0.0)
     transformer = joint_pipelines.transformer("bria", in_channels=16)
     # a text encoder has to be there
     return joint_pipelines.assemble(
-        "BriaPipeline", transformer, vae=vae, text_encoder=torch.nn.Linear(1, 1)
+        "BriaPipeline",
+        transformer,
+        vae=joint_pipelines.eight_vae(),
+        text_encoder=torch.nn.Linear(1, 1),
     )
 
 
