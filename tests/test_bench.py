@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from dataclasses import replace
 
@@ -20,6 +21,7 @@ from tokendown.bench.cells import CellFile, read_cells
 from tokendown.bench.jobs import Job
 from tokendown.bench.run import Deadline, run
 from tokendown.bench.targets import Target
+from tokendown.bench.turns import williams
 from tokendown.cli.app import app
 from tokendown.cli.bench import read_jobs
 from tokendown.models.blueprint import load_skeleton
@@ -68,11 +70,25 @@ def test_every_method_has_a_turn_in_every_round(tiny_job, tmp_path):
     for width in (96, 64):
         turns = [c for c in file.cells if c["width"] == width and c["outcome"] == "measured"]
         assert [c["method"] for c in turns[:5]] == list(MEASURED)
-        # the second round starts with the second method, which is `paper` and has nothing to do
-        assert [c["method"] for c in turns[5:]] == [*MEASURED[1:], MEASURED[0]]
+        second = [name for name in williams(tiny_job.methods, 1) if name != "paper"]
+        assert [c["method"] for c in turns[5:]] == second
     skipped = [c for c in file.cells if c["outcome"] == "skipped"]
     assert {c["why"] for c in skipped} == {"changes nothing at this size"}
     assert [c["method"] for c in skipped] == ["paper", "paper"]
+
+
+@pytest.mark.parametrize("count", range(1, 9))
+def test_no_method_always_follows_the_same_one(count):
+    names = [str(number) for number in range(count)]
+    rounds = [williams(names, number) for number in range(count)]
+    assert rounds[0] == names
+    for column in (*rounds, *zip(*rounds, strict=True)):  # all in every round, all in every place
+        assert sorted(column) == names
+    pairs = [pair for order in rounds for pair in itertools.pairwise(order)]
+    if count % 2 == 0:
+        assert sorted(pairs) == list(itertools.permutations(names, 2))
+    elif count > 1:  # no square of an odd number has them all
+        assert max(map(pairs.count, pairs)) == 2
 
 
 def test_a_line_says_everything(tiny_job, tmp_path):

@@ -1,4 +1,4 @@
-"""Measures the cells of jobs: every method has a turn in every round, and the start rotates.
+"""Measures the cells of jobs: every method has a turn in every round, in an order that changes.
 
 What counts is the ratio within a round, so that a slow minute of the machine hits all methods.
 """
@@ -27,6 +27,7 @@ from .machine import software
 from .measure import Timing, measure, replayed
 from .methods import Method, Scene, Useless, make_method
 from .targets import Target, Work, load, open_target
+from .turns import williams
 
 Report = Callable[[dict[str, Any]], None]
 
@@ -104,11 +105,12 @@ class _Group:
 
     def pending(self) -> list[tuple[int, str]]:
         """(round, method), in the order in which they have their turns."""
-        names, turns = self.job.methods, []
-        for number in range(self.job.rounds):
-            first = number % len(names)  # nobody is always first, or always after dense
-            turns += [(number, name) for name in names[first:] + names[:first]]
-        return [turn for turn in turns if self.file.needs(self.key, turn[1], turn[0])]
+        return [
+            (number, name)
+            for number in range(self.job.rounds)
+            for name in williams(self.job.methods, number)
+            if self.file.needs(self.key, name, number)
+        ]
 
     def run(self, deadline: Deadline) -> bool:
         """Returns whether all cells are there."""
