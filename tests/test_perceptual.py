@@ -10,7 +10,7 @@ import numpy
 import pytest
 import torch
 
-from tokendown import TokendownError
+from tokendown import ConfigError, TokendownError
 from tokendown.quality import Lpips, frechet_distance, load_inception, load_lpips
 from tokendown.quality.frechet import Inception
 
@@ -198,6 +198,18 @@ def test_sets_that_have_no_distance():
     ):
         with pytest.raises(ValueError, match="at least 2 vectors"):
             frechet_distance(a, b)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_vectors_that_are_not_finite_are_named(value):
+    """Of a half-precision network, say; the factors of such a set cannot be computed."""
+    good, bad = normal(5, 3), normal(6, 3)
+    bad[1] = bad[4, 2] = value
+    for name, pair in (("features", (bad, good)), ("reference", (good, bad))):
+        with pytest.raises(
+            ConfigError, match=f"expected finite vectors, but 2 of 6 of {name} are not"
+        ):
+            frechet_distance(*pair)
 
 
 def test_pictures_reach_the_network_at_its_size_and_range():

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .._errors import LoadError
+from .._errors import ConfigError, LoadError
 
 INCEPTION_FILE = Path("inception.pt")
 """Its name in ``.cache/metrics``, where ``scripts/fetch_metrics.py`` puts it."""
@@ -40,6 +40,7 @@ def frechet_distance(features: Tensor, reference: Tensor) -> float:
 
     Raises:
         ValueError: no two sets of at least two vectors of one length.
+        ConfigError: a vector that is not finite.
 
     Source: Heusel et al. 2017, arXiv:1706.08500, equation 6; Dowson and Landau 1982.
     """
@@ -50,7 +51,12 @@ def frechet_distance(features: Tensor, reference: Tensor) -> float:
             f"{tuple(shapes[0])} and {tuple(shapes[1])}"
         )
     means, factors = [], []
-    for some in (features.double(), reference.double()):
+    for name, some in (("features", features.double()), ("reference", reference.double())):
+        bad = int((~some.isfinite()).any(dim=1).sum())
+        if bad:
+            raise ConfigError(
+                f"expected finite vectors, but {bad} of {len(some)} of {name} are not"
+            )
         mean = some.mean(dim=0)
         means.append(mean)
         centred = (some - mean) / (len(some) - 1) ** 0.5
