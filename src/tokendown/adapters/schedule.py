@@ -28,9 +28,11 @@ class Restart(Intercept):
     def __init__(self, owner: Any) -> None:
         super().__init__(owner)
         self.clocks: list[Clock] = []
+        self.begun: Any = None  # the timesteps as they were set: the owner may get copies of them
 
     def run(self, *args: Any, **kwargs: Any) -> Any:
         result = self.original(*args, **kwargs)
+        self.begun = self.owner.timesteps
         for clock in self.clocks:
             clock.set(0, len(self.owner.timesteps))
         return result
@@ -76,9 +78,12 @@ class Look(Restart):
 
 def _look(timestep: Any, scheduler: Any, clocks: list[Clock]) -> None:
     """Sets clocks to the step of a timestep, where that is one of the scheduler's own."""
-    timesteps: Any = getattr(scheduler, "timesteps", None)
-    index = _index(timestep, timesteps)
-    if index is None:
+    begun = [part.begun for part in _parts(scheduler)]
+    for timesteps in (getattr(scheduler, "timesteps", None), *begun):
+        index = _index(timestep, timesteps)
+        if index is not None:
+            break
+    else:
         return
     for clock in clocks:
         if (index, len(timesteps)) != (clock.step, clock.steps):
