@@ -544,3 +544,18 @@ def test_the_window_in_a_panorama(tmp_path, schedule):
             assert probe.times == [time for time in times for _ in range(views)]
             want = [0.3 <= i / len(times) < 0.8 for i in range(len(times))]
             assert probe.coarse == [on for on in want for _ in range(views)]
+
+
+@pytest.mark.parametrize("by_handle", [True, False])
+@pytest.mark.parametrize("run_after", [True, False])
+def test_a_copied_scheduler_is_restored(tmp_path, run_after, by_handle):
+    """Text to video zero goes on with a copy that it made in the middle of a run."""
+    pipe, call = text_to_image(tmp_path)
+    patch = apply_patch(pipe, factor=2, stop=0.5)
+    old = pipe.scheduler
+    pipe.scheduler = copy.deepcopy(old)
+    if run_after:
+        tiny.image_of(pipe, steps=4, **call)
+    patch.remove() if by_handle else remove_patch(pipe)
+    for scheduler in (old, pipe.scheduler):
+        assert not set(SchedulerSandwich.methods) & set(scheduler.__dict__)

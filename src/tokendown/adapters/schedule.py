@@ -7,8 +7,9 @@ told of every step in plain Python: counting its calls costs nothing and works f
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -21,13 +22,14 @@ class Restart(Intercept):
     """Stands in for ``scheduler.set_timesteps``: a schedule begins.
 
     One object serves every clock that follows the scheduler, so that any of them can leave first.
+    Clocks are held weakly: in a copy of the scheduler alone nobody goes by their copies.
     """
 
     method = "set_timesteps"
 
     def __init__(self, owner: Any) -> None:
         super().__init__(owner)
-        self.clocks: list[Clock] = []
+        self.clocks: WeakSet[Clock] = WeakSet()
         self.begun: Any = None  # the timesteps as they were set: the owner may get copies of them
 
     def run(self, *args: Any, **kwargs: Any) -> Any:
@@ -36,6 +38,12 @@ class Restart(Intercept):
         for clock in self.clocks:
             clock.set(0, len(self.owner.timesteps))
         return result
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "clocks": list(self.clocks)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, clocks=WeakSet(state["clocks"]))
 
 
 class Begin(Restart):
@@ -76,7 +84,7 @@ class Look(Restart):
         return self.original(sample, timestep, *args, **kwargs)
 
 
-def _look(timestep: Any, scheduler: Any, clocks: list[Clock]) -> None:
+def _look(timestep: Any, scheduler: Any, clocks: Iterable[Clock]) -> None:
     """Sets clocks to the step of a timestep, where that is one of the scheduler's own."""
     begun = [part.begun for part in _parts(scheduler)]
     for timesteps in (getattr(scheduler, "timesteps", None), *begun):
@@ -126,6 +134,15 @@ class Follower:
         else:
             _look(timestep, self.scheduler, self.clocks)
 
+    def release(self) -> None:
+        """Restores the scheduler, and that which a pipeline has copied from it and not run yet."""
+        for scheduler in (
+            self.scheduler,
+            getattr(self.pipeline and self.pipeline(), "scheduler", None),
+        ):
+            if scheduler is not None:
+                release(scheduler)
+
     def _follow(self, scheduler: Any, timestep: Any = None) -> None:
         self.scheduler = scheduler
         _attach(scheduler, self.clocks)
@@ -163,13 +180,14 @@ def _attach(scheduler: Any, clocks: list[Clock]) -> None:
             if kind not in installed:
                 installed[kind] = kind(scheduler)
                 installed[kind].install()
-            installed[kind].clocks.extend(clocks)
+            installed[kind].clocks.update(clocks)
 
 
 def release(scheduler: Any, leaving: Sequence[Clock] = ()) -> None:
     """Forgets some clocks and those of patches that are gone; restores it when none is left."""
     for part in _parts(scheduler):
-        part.clocks = [c for c in part.clocks if not c.detached and c not in leaving]
+        staying = [c for c in part.clocks if not c.detached and c not in leaving]
+        part.clocks = WeakSet(staying)
         if not part.clocks:
             part.remove()
 
