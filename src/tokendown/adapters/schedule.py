@@ -7,7 +7,7 @@ told of every step in plain Python: counting its calls costs nothing and works f
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 from weakref import WeakSet
 
@@ -86,8 +86,7 @@ class Look(Restart):
 
 def _look(timestep: Any, scheduler: Any, clocks: Iterable[Clock]) -> None:
     """Sets clocks to the step of a timestep, where that is one of the scheduler's own."""
-    begun = [part.begun for part in _parts(scheduler)]
-    for timesteps in (getattr(scheduler, "timesteps", None), *begun):
+    for timesteps in _schedules(scheduler):
         index = _index(timestep, timesteps)
         if index is not None:
             break
@@ -96,6 +95,13 @@ def _look(timestep: Any, scheduler: Any, clocks: Iterable[Clock]) -> None:
     for clock in clocks:
         if (index, len(timesteps)) != (clock.step, clock.steps):
             clock.set(index, len(timesteps))
+
+
+def _schedules(scheduler: Any) -> Iterator[Any]:
+    """The timesteps that a scheduler has, then those that it was begun with."""
+    yield getattr(scheduler, "timesteps", None)
+    for part in _parts(scheduler):
+        yield part.begun
 
 
 def _index(timestep: Any, timesteps: Any) -> int | None:
@@ -127,8 +133,8 @@ class Follower:
         if torch.compiler.is_compiling():
             return  # the wrapper of a compiled model has this hook as well
         timestep = kwargs.get("timestep", args[1] if len(args) > 1 else None)
-        scheduler = getattr(self.pipeline and self.pipeline(), "scheduler", None)
-        if scheduler is not None and scheduler is not self.scheduler:
+        scheduler = self._current()
+        if scheduler is not self.scheduler:
             release(self.scheduler, self.clocks)
             self._follow(scheduler, timestep)
         else:
@@ -136,12 +142,13 @@ class Follower:
 
     def release(self) -> None:
         """Restores the scheduler, and that which a pipeline has copied from it and not run yet."""
-        for scheduler in (
-            self.scheduler,
-            getattr(self.pipeline and self.pipeline(), "scheduler", None),
-        ):
-            if scheduler is not None:
-                release(scheduler)
+        release(self.scheduler)
+        release(self._current())
+
+    def _current(self) -> Any:
+        """The scheduler of the pipeline, as long as it has one."""
+        found = getattr(self.pipeline and self.pipeline(), "scheduler", None)
+        return self.scheduler if found is None else found
 
     def _follow(self, scheduler: Any, timestep: Any = None) -> None:
         self.scheduler = scheduler
