@@ -6,6 +6,7 @@ told of every step in plain Python: counting its calls costs nothing and works f
 
 from __future__ import annotations
 
+import logging
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -16,6 +17,8 @@ from torch import Tensor, nn
 
 from .intercept import Intercept, intercepts
 from .plan import Clock
+
+logger = logging.getLogger(__name__)
 
 
 class Restart(Intercept):
@@ -127,6 +130,7 @@ class Follower:
     def __init__(self, pipeline: Any, clocks: list[Clock]) -> None:
         self.pipeline: weakref.ref[Any] | None = weakref.ref(pipeline)
         self.clocks = clocks
+        self.told = all(not clock.whole for clock in clocks)  # windows raise an error
         self._follow(pipeline.scheduler)
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -139,6 +143,12 @@ class Follower:
             self._follow(scheduler, timestep)
         else:
             _look(timestep, self.scheduler, self.clocks)
+        if not self.told and not any(clock.running for clock in self.clocks):
+            self.told = True
+            logger.info(
+                "the scheduler of the pipeline that was patched is not running: kept tokens stay "
+                "the same until it does, or until patch.set_progress(step, steps) tells the step"
+            )
 
     def release(self) -> None:
         """Restores the scheduler, and that which a pipeline has copied from it and not run yet."""
