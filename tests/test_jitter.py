@@ -362,10 +362,35 @@ def test_two_patched_models_in_two_threads(forgetful):
         assert all(map(torch.equal, found, forgetful(outputs, parts)))
 
 
+UNTOLD = "patch.set_progress(step, steps)"
+
+
 @pytest.mark.parametrize(
     ("method", "said"), [("jitter", True), ("nearest", False)], ids=["jitter", "nearest"]
 )
 def test_a_denoiser_without_a_pipeline_is_told_that_tokens_stay(caplog, method, said):
     caplog.set_level(logging.INFO, "tokendown")
     apply_patch(tiny.sd_unet(), factor=2, method=method)
-    assert ("patch.set_progress(step, steps)" in caplog.text) == said
+    assert (UNTOLD in caplog.text) == said
+
+
+def test_a_pipeline_that_shares_the_denoiser_but_no_scheduler_is_told_once(tmp_path, caplog):
+    caplog.set_level(logging.INFO, "tokendown")
+    pipe = tiny.sd_pipeline(tmp_path)
+    apply_patch(pipe, factor=2, method="jitter")
+    tiny.image_of(pipe, steps=2)
+    assert UNTOLD not in caplog.text
+    other = type(pipe).from_pipe(pipe)
+    other.scheduler = tiny.scheduler("EulerDiscreteScheduler")
+    for _ in range(2):
+        tiny.image_of(other, steps=2)
+    assert caplog.text.count(UNTOLD) == 1
+
+
+def test_a_loop_that_tells_the_step_is_told_nothing(tmp_path, caplog):
+    caplog.set_level(logging.INFO, "tokendown")
+    pipe = tiny.sd_pipeline(tmp_path)
+    patch = apply_patch(pipe, factor=2, method="jitter")
+    patch.set_progress(0, 2)
+    pipe.unet(**tiny.inputs(pipe.unet))
+    assert UNTOLD not in caplog.text

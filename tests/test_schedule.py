@@ -495,3 +495,67 @@ def test_a_film_from_a_film_with_a_transformer():
     with apply_patch(wan.pipe, factor=2, anchors=3, stop=0.75):
         wan.run(strength=0.5, num_inference_steps=8, guidance_scale=1.0)
     assert seen.coarse == [True, True, False, False]
+
+
+# Pipelines that copy the scheduler, or what it holds
+
+
+def panorama(folder, schedule="DDIMScheduler"):
+    """It keeps one copy of ``scheduler.__dict__`` a view, and puts it back before each."""
+    unet = tiny.shallow_unet()
+    pipe = tiny.sd_pipeline(folder, schedule, kind="StableDiffusionPanoramaPipeline", unet=unet)
+    return pipe, {"output_type": "latent", "width": 64 * 8 + 64, "height": 32}
+
+
+def calls_of(pipe, steps, call):
+    probe = Probe(pipe)
+    image = tiny.image_of(pipe, steps=steps, **call)
+    return image, list(probe.times)
+
+
+def test_a_panorama_leaves_the_scheduler_as_it_was(tmp_path):
+    pipe, call = panorama(tmp_path)
+    want = {steps: calls_of(pipe, steps, call) for steps in (4, 2)}
+    assert len(want[4][1]) > 4  # several views
+    before = SchedulerSandwich(pipe.scheduler)
+    for run_while_patched in (True, False):
+        with apply_patch(pipe, factor=2, start=0.5):
+            if run_while_patched:
+                tiny.image_of(pipe, steps=4, **call)
+        before.assert_restored()
+        for steps, (image, times) in want.items():
+            got, seen = calls_of(pipe, steps, call)
+            assert torch.equal(got, image)
+            assert seen == times
+
+
+@pytest.mark.parametrize("schedule", ["DDIMScheduler", "PNDMScheduler", "EulerDiscreteScheduler"])
+def test_the_window_in_a_panorama(tmp_path, schedule):
+    """Every view takes the step, which is one step all the same."""
+    pipe, call = panorama(tmp_path, schedule)
+    probe = Probe(pipe)
+    with apply_patch(pipe, factor=2, start=0.3, stop=0.8):
+        for steps in (6, 5):
+            probe.fresh()
+            tiny.image_of(pipe, steps=steps, **call)
+            times = pipe.scheduler.timesteps.tolist()
+            views = len(probe.times) // len(times)
+            assert views > 1
+            assert probe.times == [time for time in times for _ in range(views)]
+            want = [0.3 <= i / len(times) < 0.8 for i in range(len(times))]
+            assert probe.coarse == [on for on in want for _ in range(views)]
+
+
+@pytest.mark.parametrize("by_handle", [True, False])
+@pytest.mark.parametrize("run_after", [True, False])
+def test_a_copied_scheduler_is_restored(tmp_path, run_after, by_handle):
+    """Text to video zero goes on with a copy that it made in the middle of a run."""
+    pipe, call = text_to_image(tmp_path)
+    patch = apply_patch(pipe, factor=2, stop=0.5)
+    old = pipe.scheduler
+    pipe.scheduler = copy.deepcopy(old)
+    if run_after:
+        tiny.image_of(pipe, steps=4, **call)
+    patch.remove() if by_handle else remove_patch(pipe)
+    for scheduler in (old, pipe.scheduler):
+        assert not set(SchedulerSandwich.methods) & set(scheduler.__dict__)

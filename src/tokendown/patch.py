@@ -47,7 +47,7 @@ class Patch:
             if any(plan is each for each in families.installed_plans(module)):
                 families.uninstall(module)
         for follower in self._followers:
-            schedule.release(follower.scheduler)
+            follower.release()
 
     def set_progress(self, step: int, steps: int) -> None:
         """Tells a patch with a step window or jitter where a hand-written sampling loop is.

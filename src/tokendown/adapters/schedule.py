@@ -6,9 +6,11 @@ told of every step in plain Python: counting its calls costs nothing and works f
 
 from __future__ import annotations
 
+import logging
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -16,24 +18,35 @@ from torch import Tensor, nn
 from .intercept import Intercept, intercepts
 from .plan import Clock
 
+logger = logging.getLogger(__name__)
+
 
 class Restart(Intercept):
     """Stands in for ``scheduler.set_timesteps``: a schedule begins.
 
     One object serves every clock that follows the scheduler, so that any of them can leave first.
+    Clocks are held weakly: in a copy of the scheduler alone nobody goes by their copies.
     """
 
     method = "set_timesteps"
 
     def __init__(self, owner: Any) -> None:
         super().__init__(owner)
-        self.clocks: list[Clock] = []
+        self.clocks: WeakSet[Clock] = WeakSet()
+        self.begun: Any = None  # the timesteps as they were set: the owner may get copies of them
 
     def run(self, *args: Any, **kwargs: Any) -> Any:
         result = self.original(*args, **kwargs)
+        self.begun = self.owner.timesteps
         for clock in self.clocks:
             clock.set(0, len(self.owner.timesteps))
         return result
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "clocks": list(self.clocks)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, clocks=WeakSet(state["clocks"]))
 
 
 class Begin(Restart):
@@ -74,15 +87,24 @@ class Look(Restart):
         return self.original(sample, timestep, *args, **kwargs)
 
 
-def _look(timestep: Any, scheduler: Any, clocks: list[Clock]) -> None:
+def _look(timestep: Any, scheduler: Any, clocks: Iterable[Clock]) -> None:
     """Sets clocks to the step of a timestep, where that is one of the scheduler's own."""
-    timesteps: Any = getattr(scheduler, "timesteps", None)
-    index = _index(timestep, timesteps)
-    if index is None:
+    for timesteps in _schedules(scheduler):
+        index = _index(timestep, timesteps)
+        if index is not None:
+            break
+    else:
         return
     for clock in clocks:
         if (index, len(timesteps)) != (clock.step, clock.steps):
             clock.set(index, len(timesteps))
+
+
+def _schedules(scheduler: Any) -> Iterator[Any]:
+    """The timesteps that a scheduler has, then those that it was begun with."""
+    yield getattr(scheduler, "timesteps", None)
+    for part in _parts(scheduler):
+        yield part.begun
 
 
 def _index(timestep: Any, timesteps: Any) -> int | None:
@@ -108,18 +130,35 @@ class Follower:
     def __init__(self, pipeline: Any, clocks: list[Clock]) -> None:
         self.pipeline: weakref.ref[Any] | None = weakref.ref(pipeline)
         self.clocks = clocks
+        self.told = all(not clock.whole for clock in clocks)  # windows raise an error
         self._follow(pipeline.scheduler)
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if torch.compiler.is_compiling():
             return  # the wrapper of a compiled model has this hook as well
         timestep = kwargs.get("timestep", args[1] if len(args) > 1 else None)
-        scheduler = getattr(self.pipeline and self.pipeline(), "scheduler", None)
-        if scheduler is not None and scheduler is not self.scheduler:
+        scheduler = self._current()
+        if scheduler is not self.scheduler:
             release(self.scheduler, self.clocks)
             self._follow(scheduler, timestep)
         else:
             _look(timestep, self.scheduler, self.clocks)
+        if not self.told and not any(clock.running for clock in self.clocks):
+            self.told = True
+            logger.info(
+                "the scheduler of the pipeline that was patched is not running: kept tokens stay "
+                "the same until it does, or until patch.set_progress(step, steps) tells the step"
+            )
+
+    def release(self) -> None:
+        """Restores the scheduler, and that which a pipeline has copied from it and not run yet."""
+        release(self.scheduler)
+        release(self._current())
+
+    def _current(self) -> Any:
+        """The scheduler of the pipeline, as long as it has one."""
+        found = getattr(self.pipeline and self.pipeline(), "scheduler", None)
+        return self.scheduler if found is None else found
 
     def _follow(self, scheduler: Any, timestep: Any = None) -> None:
         self.scheduler = scheduler
@@ -158,13 +197,14 @@ def _attach(scheduler: Any, clocks: list[Clock]) -> None:
             if kind not in installed:
                 installed[kind] = kind(scheduler)
                 installed[kind].install()
-            installed[kind].clocks.extend(clocks)
+            installed[kind].clocks.update(clocks)
 
 
 def release(scheduler: Any, leaving: Sequence[Clock] = ()) -> None:
     """Forgets some clocks and those of patches that are gone; restores it when none is left."""
     for part in _parts(scheduler):
-        part.clocks = [c for c in part.clocks if not c.detached and c not in leaving]
+        staying = [c for c in part.clocks if not c.detached and c not in leaving]
+        part.clocks = WeakSet(staying)
         if not part.clocks:
             part.remove()
 
