@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -142,10 +143,61 @@ def test_an_interrupted_benchmark_loses_nothing(tiny_job, tmp_path):
     assert len(lines(path)) == 9
     assert run([tiny_job], CellFile(path, resume=True))
     assert lines(path)[:4] == first
-    assert len(keys(path)) == len(set(keys(path))) == 2 * (5 * 2 + 1)
+    assert len(set(keys(path))) == 2 * (5 * 2 + 1)
+    again = [key for key, count in Counter(keys(path)).items() if count > 1]
+    assert again  # dense, beside what was missing in a round
+    assert all("dense" in key for key in again)
+    assert_compared(read_cells(path))
     whole = path.read_bytes()
     assert run([tiny_job], CellFile(path, resume=True))
     assert path.read_bytes() == whole
+
+
+def assert_compared(found):
+    """Every cell has dense beside it, of its run and round."""
+    done = [cell for cell in found if cell["outcome"] == "measured"]
+    beside = {(c["width"], c["run"], c["round"]) for c in done if c["method"] == "dense"}
+    assert {(c["width"], c["run"], c["round"]) for c in done} == beside
+
+
+def test_another_method_is_measured_beside_dense(tiny_job, tmp_path):
+    path = tmp_path / "a.jsonl"
+    job = replace(tiny_job, sizes=((64, 64),), methods=("minimal",))
+    assert run([job], CellFile(path, resume=False))
+    assert run([replace(job, methods=("minimal", "bound"))], CellFile(path, resume=True))
+    assert [(c["method"], c["round"]) for c in read_cells(path)[4:]] == [
+        ("dense", 0), ("bound", 0), ("dense", 1), ("bound", 1)
+    ]  # fmt: skip
+    assert_compared(read_cells(path))
+
+
+def test_what_has_no_dense_of_its_run_is_measured_again(tiny_job, tmp_path):
+    """As where a run was cut off before dense had its turn."""
+    path = tmp_path / "a.jsonl"
+    job = replace(tiny_job, sizes=((64, 64),), methods=("minimal",))
+
+    def stop(cell):
+        if (cell["method"], cell["round"]) == ("minimal", 1):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run([job], CellFile(path, resume=False), report=stop)
+    assert [c["method"] for c in read_cells(path)] == ["dense", "minimal", "minimal"]
+    assert run([job], CellFile(path, resume=True))
+    assert [(c["method"], c["round"]) for c in read_cells(path)[3:]] == [
+        ("minimal", 1), ("dense", 1)
+    ]  # fmt: skip
+
+
+def test_where_time_is_short_dense_comes_first(tiny_job, tmp_path):
+    file = CellFile(tmp_path / "a.jsonl", resume=False)
+    job = replace(tiny_job, sizes=((64, 64),), methods=("minimal",))
+    assert run([job], file, deadline=Deadline(60))
+    assert [c["method"] for c in file.cells] == ["dense", "minimal"] * 2
+    file.cells[-1]["calls"] = [400.0]
+    more = replace(job, methods=("minimal", "bound"))
+    assert not run([more], file, deadline=Deadline(10))  # enough for dense, but for no other
+    assert len(file.cells) == 4
 
 
 def test_other_settings_are_other_cells(tiny_job, tmp_path):
@@ -216,8 +268,8 @@ def test_out_of_memory_is_a_result_and_a_failure_is_tried_again(tiny_job, tmp_pa
     assert file.cells[1]["why"] == "ValueError: bad kernel. Why?"
     assert run([job], file)
     assert [(c["method"], c["round"], c["outcome"]) for c in file.cells[5:]] == [
-        ("minimal", 0, "measured")
-    ]
+        ("dense", 0, "measured"), ("minimal", 0, "measured")
+    ]  # fmt: skip
     [group] = report.summarise(file.cells)
     assert group.rows[-1].why.startswith("out of memory")
     assert group.rows[-1].seconds is None

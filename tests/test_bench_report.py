@@ -30,7 +30,7 @@ CELLS = [
     cell("auto", 0, 1.0, flops=100, peak_gib=0.5),
     cell("dense", 1, 12.0),
     cell("auto", 1, 4.0, flops=100, peak_gib=0.75),
-    cell("dense", 2, 6.0),
+    cell("dense", 2, 6.0, run="b"),
     cell("auto", 2, 3.0, flops=100, run="b"),
     cell("paper", 0, None, outcome="skipped", why="changes nothing", detail="", flops=None),
 ]
@@ -43,8 +43,15 @@ def test_speed_ups_are_ratios_within_a_round():
     assert (auto.speedup, auto.speedup_range) == (3.0, (2.0, 4.0))  # of 4, 3 and 2
     assert (auto.predicted, auto.peak_gib, auto.rounds) == (3.0, 1.0, 3)
     assert (paper.seconds, paper.speedup, paper.why) == (None, None, "changes nothing")
-    assert group.notes == ["in 1 rounds dense is from another run: there ratios compare two runs"]
+    assert group.notes == ["measured in 2 runs; ratios are of one run"]
     assert json.loads(json.dumps(group.to_dict()))["rows"][1]["speedup"] == 3.0
+
+
+def test_seconds_of_two_runs_are_not_compared():
+    [group] = report.summarise([*CELLS[:4], cell("auto", 0, 8.0, run="b")])
+    assert group.rows[1].seconds == 4.0
+    assert (group.rows[1].speedup, group.rows[1].speedup_range) == (3.5, (3.0, 4.0))
+    assert "cells that have no dense of their run beside them, and no ratio: 1" in group.notes
 
 
 def test_memory_of_a_graph_is_not_that_of_its_calls():
@@ -70,7 +77,7 @@ def test_groups_are_told_apart_and_commits_are_compared():
     mixed = [*CELLS[:2], cell("auto", 1, 2.0, commit="d"), cell("dense", 0, 5.0, width=2048)]
     first, second = report.summarise(mixed)
     assert (len(first.rows), len(second.rows)) == (2, 1)
-    assert first.notes == ["made by different versions or commits"]
+    assert first.notes[-1] == "made by different versions or commits"
     assert first.rows[1].speedup == 4.0  # round 1 has no dense
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .._errors import BenchError, ConfigError
+from .methods import DENSE
 
 SCHEMA = 1
 # What tells groups of comparable cells apart; method and round tell the cells of a group apart.
@@ -55,13 +56,33 @@ class CellFile:
         return [cell for cell in self.cells if all(cell[name] == key[name] for name in GROUP)]
 
     def needs(self, key: dict[str, Any], method: str, round_: int) -> bool:
-        """Whether a cell is still to be measured; one that failed is tried again."""
-        for cell in self.group(key):
-            if cell["method"] == method:
-                once = cell["outcome"] in (SKIPPED, NO_MEMORY)  # and so in every round
-                if once or (cell["outcome"] == MEASURED and cell["round"] == round_):
-                    return False
-        return True
+        """Whether a cell is still to be measured; one that failed is tried again.
+
+        A cell without dense beside it, of its run and round, has nothing to be compared with.
+        """
+        group = self.group(key)
+        own = [cell for cell in group if cell["method"] == method]
+        if any(cell["outcome"] in (SKIPPED, NO_MEMORY) for cell in own):  # and so in every round
+            return False
+        turns = {turn(cell) for cell in own if cell["outcome"] == MEASURED}
+        if not self.without_dense(key):
+            turns &= set(dense_of(group))
+        return all(number != round_ for _, number in turns)
+
+    def without_dense(self, key: dict[str, Any]) -> bool:
+        """Whether dense does not fit into memory, so that nothing can be compared with it."""
+        outcomes = [cell["outcome"] for cell in self.group(key) if cell["method"] == DENSE]
+        return NO_MEMORY in outcomes
+
+
+def turn(cell: dict[str, Any]) -> tuple[str | None, int]:
+    """Run and round: what shares both was measured side by side, and ratios mean something."""
+    return cell.get("run"), cell["round"]
+
+
+def dense_of(cells: list[dict[str, Any]]) -> dict[tuple[str | None, int], dict[str, Any]]:
+    """The measured dense cells, by run and round."""
+    return {turn(c): c for c in cells if c["method"] == DENSE and c["outcome"] == MEASURED}
 
 
 def read_cells(path: Path) -> list[dict[str, Any]]:

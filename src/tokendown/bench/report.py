@@ -7,11 +7,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from .cells import FAILED, GROUP, MEASURED
+from .cells import FAILED, GROUP, MEASURED, dense_of, turn
 from .methods import DENSE
 from .shapes import SHAPES
 
 Cell = dict[str, Any]
+Dense = dict[tuple[str | None, int], Cell]  # by run and round
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Row:
         seconds: median over rounds; None if nothing was measured. Of the whole model where only a
             few blocks were timed.
         seconds_range: least and most.
-        speedup: dense over this, the median of the ratios within a round.
+        speedup: dense over this, the median of the ratios within a round of one run.
         speedup_range: least and most.
         predicted: dense over this, FLOPs of one denoiser call.
         peak_gib: largest of all rounds; None where it is not told, as for CUDA graphs.
@@ -96,7 +97,7 @@ def summarise(cells: Iterable[Cell]) -> list[Group]:
 
 def _group(cells: list[Cell]) -> Group:
     every = [cell for cell in cells if cell["method"] == DENSE]
-    dense = {cell["round"]: cell for cell in every if cell["outcome"] == MEASURED}
+    dense = dense_of(cells)
     flops = next((cell["flops"] for cell in every if cell["flops"]), None)  # also without memory
     names = dict.fromkeys([DENSE, *(cell["method"] for cell in cells)])
     by_method = {name: [cell for cell in cells if cell["method"] == name] for name in names}
@@ -114,11 +115,11 @@ def _group(cells: list[Cell]) -> Group:
     )
 
 
-def _row(cells: list[Cell], dense: dict[int, Cell], flops: int | None) -> Row:
+def _row(cells: list[Cell], dense: Dense, flops: int | None) -> Row:
     done = [cell for cell in cells if cell["outcome"] == MEASURED]
     last = cells[-1]
     seconds = [seconds_of(cell) for cell in done]
-    ratios = [seconds_of(dense[c["round"]]) / seconds_of(c) for c in done if c["round"] in dense]
+    ratios = [seconds_of(dense[turn(c)]) / seconds_of(c) for c in done if turn(c) in dense]
     # a graph is recorded before its calls are timed, and has its memory from then on
     graph = last["compile"] == "graph"
     peaks = [cell["peak_gib"] for cell in done if cell["peak_gib"] is not None and not graph]
@@ -162,23 +163,20 @@ def _attention(cells: list[Cell]) -> str:
     )
 
 
-def _notes(cells: list[Cell], dense: dict[int, Cell], software: list[dict[str, Any]]) -> list[str]:
+def _notes(cells: list[Cell], dense: Dense, software: list[dict[str, Any]]) -> list[str]:
     notes = []
     key = cells[0]
     if key["blocks"]:
         depths = SHAPES[key["target"]].depths if key["target"] in SHAPES else {}
         of = ", ".join(f"{min(key['blocks'], n)} of {n} {stack}" for stack, n in depths.items())
         notes.append(f"timed {of}; the others are calculated, memory is that of the timed part")
-    split = {
-        cell["round"]
-        for cell in cells
-        if cell["round"] in dense and cell.get("run") != dense[cell["round"]].get("run")
-        if cell["outcome"] == MEASURED
-    }
-    if split:
-        notes.append(
-            f"in {len(split)} rounds dense is from another run: there ratios compare two runs"
-        )
+    turns = [turn(cell) for cell in cells if cell["outcome"] == MEASURED]
+    runs = {run for run, _ in turns}
+    if len(runs) > 1:
+        notes.append(f"measured in {len(runs)} runs; ratios are of one run")
+    alone = sum(each not in dense for each in turns)
+    if alone and dense:
+        notes.append(f"cells that have no dense of their run beside them, and no ratio: {alone}")
     if len(software) > 1:
         notes.append("made by different versions or commits")
     return notes

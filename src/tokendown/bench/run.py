@@ -1,6 +1,7 @@
 """Measures the cells of jobs: every method has a turn in every round, in an order that changes.
 
-What counts is the ratio within a round, so that a slow minute of the machine hits all methods.
+What counts is the ratio within a round of one run, so that a slow minute of the machine hits all
+methods.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from .cost import predicted_flops
 from .jobs import Job
 from .machine import software
 from .measure import Timing, measure, replayed
-from .methods import Method, Scene, Useless, make_method
+from .methods import DENSE, Method, Scene, Useless, make_method
 from .targets import Target, Work, load, open_target
 from .turns import williams
 
@@ -76,7 +77,7 @@ def run(
         BenchError: tomesd is missing.
         RunError: a model does not fit into memory.
     """
-    started = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    started = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
     for job in jobs:
         target = open_target(job)
         groups = [_Group(target, *size, file, report, started) for size in target.sizes]
@@ -103,14 +104,24 @@ class _Group:
         self.width, self.height, self.started = width, height, started
         self.key = target.key(width, height)
 
-    def pending(self) -> list[tuple[int, str]]:
-        """(round, method), in the order in which they have their turns."""
-        return [
-            (number, name)
-            for number in range(self.job.rounds)
-            for name in williams(self.job.methods, number)
-            if self.file.needs(self.key, name, number)
-        ]
+    def pending(self) -> bool:
+        """Whether a cell is still to be measured."""
+        return any(map(self._round, range(self.job.rounds)))
+
+    def _round(self, number: int, hurried: bool = False) -> list[str]:
+        """The methods that are still to be measured in a round, in order.
+
+        Seconds of two runs are not compared, for a machine is not always equally fast: where
+        another run has begun the round, dense is measured again. It comes first there, and where
+        time is short, so that whatever follows has it beside it.
+        """
+        order = williams(self.job.methods, number)
+        missing = [name for name in order if self.file.needs(self.key, name, number)]
+        if self.file.without_dense(self.key) or not missing:
+            return missing
+        if hurried or DENSE not in missing:
+            return [DENSE, *(name for name in missing if name != DENSE)]
+        return missing
 
     def run(self, deadline: Deadline) -> bool:
         """Returns whether all cells are there."""
@@ -126,13 +137,13 @@ class _Group:
         backend = self._backend(denoiser, work)
         with backends.attention_backend(backend), self._runners(denoiser) as runner:
             facts = {"attention": backend, "kernel": self._kernel(backend)}
-            for number, name in self.pending():
-                if not self.file.needs(self.key, name, number):
-                    continue  # out of memory in an earlier round
-                if not deadline.allows(self._longest()):
-                    return False
-                method = methods[name]
-                self._add(method, number, **facts, **self._cell(method, work, runner))
+            for number in range(self.job.rounds):
+                for name in self._round(number, hurried=deadline.end is not None):
+                    alone = name == DENSE and len(self.job.methods) > 1  # of no use without others
+                    if not deadline.allows((1 + alone) * self._longest()):
+                        return False
+                    method = methods[name]
+                    self._add(method, number, **facts, **self._cell(method, work, runner))
         return True
 
     def _prepare(self) -> dict[str, Method]:
@@ -148,7 +159,7 @@ class _Group:
         self.layer = timed.layers[0]
         found = {}
         for name in self.job.methods:
-            if not any(self.file.needs(self.key, name, n) for n in range(self.job.rounds)):
+            if not any(name in self._round(number) for number in range(self.job.rounds)):
                 continue
             try:
                 found[name] = make_method(name, timed)
@@ -241,7 +252,8 @@ class _Group:
                     raise
                 return {"outcome": FAILED, "why": f"{type(error).__name__}: {first_line(error)}"}
         else:
-            return _numbers(timing)
+            # a graph is recorded before its calls are timed, and has its memory from then on
+            return _numbers(timing, memory=self.job.compile != "graph")
         gc.collect()  # what the failed call left behind
         if device.type == "cuda":
             torch.cuda.empty_cache()
@@ -301,13 +313,13 @@ class _Group:
         self.report(cell)
 
 
-def _numbers(timing: Timing) -> dict[str, Any]:
+def _numbers(timing: Timing, memory: bool) -> dict[str, Any]:
     extra = {f"{name}_seconds": round(value, 6) for name, value in timing.extra.items()}
     return {
         "outcome": MEASURED,
         "seconds": round(timing.median, 6),
         "calls": [round(value, 6) for value in timing.seconds],
         "warmup": [round(value, 6) for value in timing.warmup],
-        "peak_gib": None if timing.peak_gib is None else round(timing.peak_gib, 3),
+        "peak_gib": round(timing.peak_gib, 3) if memory and timing.peak_gib is not None else None,
         **extra,
     }
