@@ -36,16 +36,16 @@ demo: setup
 TUNE := $(BIN)/tokendown tune --like paper --size 512x512 --out out/paper/tune
 paper: setup
 	$(BIN)/python docs/figures/selection.py
-	$(BIN)/python -m paper.sinks $(if $(QUICK),$(QUICK),--rounds 3 --json out/paper/sinks.json)
-	$(BIN)/python -m paper.terrain_table $(if $(QUICK),$(QUICK),--json out/paper/terrain_table.json)
-	$(BIN)/python -m paper.once --out out/paper $(QUICK)
-	$(BIN)/python -m paper.levels --out out/paper $(if $(QUICK),$(QUICK),--count 1)
-	$(BIN)/python -m paper.jitter --out out/paper $(if $(QUICK),$(QUICK),--count 2)
-	$(BIN)/python -m paper.builtin_table --out out/paper $(if $(QUICK),$(QUICK),--count 1 --steps 10 --phases 4)
-	$(BIN)/python -m paper.caches --out out/paper $(QUICK)
-	$(BIN)/python -m paper.ceilings --out out/paper $(QUICK)
-	$(BIN)/python -m paper.table1 --out out/paper $(if $(QUICK),$(QUICK),--count 1 --kept-steps 2)
-	$(BIN)/python -m paper.figure4 --out out/paper $(if $(QUICK),$(QUICK),--prompts 2)
+	$(BIN)/python -m paper.sinks $(or $(QUICK),--rounds 3)
+	$(BIN)/python -m paper.terrain_table $(QUICK)
+	$(BIN)/python -m paper.once $(QUICK)
+	$(BIN)/python -m paper.levels $(or $(QUICK),--count 1)
+	$(BIN)/python -m paper.jitter $(or $(QUICK),--count 2)
+	$(BIN)/python -m paper.builtin_table $(or $(QUICK),--count 1 --steps 10 --phases 4)
+	$(BIN)/python -m paper.caches $(QUICK)
+	$(BIN)/python -m paper.ceilings $(QUICK)
+	$(BIN)/python -m paper.table1 $(or $(QUICK),--count 1 --kept-steps 2)
+	$(BIN)/python -m paper.figure4 $(or $(QUICK),--prompts 2)
 	$(if $(QUICK),,$(TUNE) --steps 6 --quick)
 
 # The built-in model anew, on a CUDA card; what it ends with ships. Again where it was cut off.

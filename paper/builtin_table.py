@@ -1,6 +1,6 @@
 """Every way of choosing keys, on the self-attention of the built-in model or of another U-Net.
 
-    python -m paper.builtin_table                # paper/results/builtin_table.json and .md
+    python -m paper.builtin_table                # out/paper/builtin_table.json and .md
     python -m paper.builtin_table --size 512 --count 2 --steps 10 --phases 4
     python -m paper.builtin_table --quick        # under a minute, fewer of everything, no file
 
@@ -21,7 +21,7 @@ from typing import Any
 from diffusers.models.attention_processor import Attention
 from paper.choices import FACTORS, Choice, Keys, rows, table
 from paper.pictures import PROMPTS, errors, latents, open_model
-from paper.report import add_model, environment, folder, spread, write
+from paper.report import add_model, environment, spread, write
 from paper.terrain import Site
 from torch import Tensor, nn
 
@@ -109,7 +109,7 @@ def main() -> None:
     a = parser.parse_args()
     if a.quick:
         a.steps, a.count, a.phases, a.factors = 1, 1, 2, (2, 3)
-    out = folder(a)
+    out = a.out
     pipe, request = open_model(a)
     prompts = PROMPTS[: a.count]
     about = (

@@ -1,6 +1,6 @@
 """What a cache of diffusers and fewer keys save together: counted FLOPs of a FLUX run.
 
-    python -m paper.caches             # FLUX.1 dev; paper/results/caches.json and .md
+    python -m paper.caches             # FLUX.1 dev; out/paper/caches.json and .md
     python -m paper.caches --quick     # seconds, a part of it, no file
 
 The published widths on the meta device: no weights, nothing is computed, every matrix product is
@@ -29,7 +29,7 @@ from diffusers import (
     TaylorSeerCacheConfig,
 )
 from diffusers.hooks.first_block_cache import FBCHeadBlockHook
-from paper.report import add_device, environment, folder, markdown, write
+from paper.report import add_device, environment, markdown, write
 from torch.utils.flop_counter import FlopCounterMode
 
 from tokendown import apply_patch
@@ -201,7 +201,7 @@ def main() -> None:
         "command": "python -m paper.caches", "model": FLUX.name, "steps": a.steps,
         "computed_first": COMPUTED, "factor": FACTOR, "anchors": 32, **environment(), "rows": found,
     }  # fmt: skip
-    write(folder(a) / "caches.json", record, table(found))
+    write(a.out / "caches.json", record, table(found))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What fewer keys can save in a transformer: counted FLOPs of a step, beside what was timed.
 
-    python -m paper.ceilings           # published shapes; paper/results/ceilings.json and .md
+    python -m paper.ceilings           # published shapes; out/paper/ceilings.json and .md
     python -m paper.ceilings --quick   # one of them, no file
 
 The published widths on the meta device: no weights, nothing is computed. ``factor 2`` and
@@ -17,7 +17,7 @@ import argparse
 from typing import Any, NamedTuple
 
 from diffusers import Flux2Transformer2DModel
-from paper.report import RESULTS, add_device, environment, folder, markdown, write
+from paper.report import RESULTS, add_device, environment, markdown, write
 
 from tokendown import PatchConfig, summary
 from tokendown.adapters.families import make_plan
@@ -114,7 +114,7 @@ def main() -> None:
     add_device(parser)
     parser.add_argument("--quick", action="store_true", help="a trial of the script; no file")
     a = parser.parse_args()
-    out = folder(a)
+    out = a.out
     records = summarise(read_cells(TIMED))
     rows = [measure(case, records) for case in (CASES[3:4] if a.quick else CASES)]
     print(table(rows))

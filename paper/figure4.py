@@ -4,7 +4,7 @@
     python -m paper.figure4 --model FOLDER_OR_HUB_ID --steps 30
     python -m paper.figure4 --quick             # one prompt, few steps, no file
 
-Writes the map as PNG and SVG to paper/figures and the numbers to paper/results. What a cell shows:
+Writes the map as PNG and SVG and the numbers to out/paper. What a cell shows:
 for every token the lowest cosine similarity between any two tokens of the 3 x 3 neighbourhood
 around it, in the input of the self-attention module; the mean over tokens and prompts.
 """
@@ -16,7 +16,7 @@ import json
 from pathlib import Path
 from statistics import fmean
 
-from paper.report import RESULTS, add_model, environment, exact, folder
+from paper.report import RESULTS, add_model, environment, exact
 from PIL import Image, ImageDraw, ImageFont
 
 from tokendown import generate as gen
@@ -87,7 +87,7 @@ def main() -> None:
     add_model(parser)
     parser.add_argument("--quick", action="store_true")
     arguments = parser.parse_args()
-    results = folder(arguments)
+    results = arguments.out
     width, height = parse_size(arguments.size)
     steps = 4 if arguments.quick else arguments.steps
     exact()
@@ -105,7 +105,7 @@ def main() -> None:
         print(f"{mean:6.3f}  {name}")
     if arguments.quick:
         return
-    figures = HERE / "figures" if results == RESULTS else results
+    figures = HERE / "figures" if results.resolve() == RESULTS.resolve() else results
     for place in (figures, results):
         place.mkdir(parents=True, exist_ok=True)
     draw(analysis).save(figures / "figure4.png")

@@ -1,6 +1,6 @@
 """Which token of a cell to keep at which step: orders of jitter, beside grids that stand still.
 
-    python -m paper.jitter             # the built-in model; paper/results/jitter.json and .md
+    python -m paper.jitter             # the built-in model; out/paper/jitter.json and .md
     python -m paper.jitter --quick     # under a minute, fewer of everything, no file
 
 Every order keeps one token of each cell at a step, so that all cost the same. Error: mean squared
@@ -18,7 +18,7 @@ from statistics import fmean
 
 import torch
 from paper.pictures import PROMPTS, errors, latents, open_model
-from paper.report import add_model, environment, folder, markdown, write
+from paper.report import add_model, environment, markdown, write
 
 from tokendown import PatchConfig, apply_patch
 from tokendown.jitter import Place
@@ -78,7 +78,7 @@ def main() -> None:
     factors = FACTORS
     if a.quick:
         a.steps, a.count, factors = 1, 1, (2,)
-    out = folder(a)
+    out = a.out
     pipe, request = open_model(a)
     prompts = PROMPTS[: a.count]
     dense = latents(pipe, request, prompts)

@@ -1,6 +1,6 @@
 """What self-attention is worth at each level of a U-Net, and what fewer keys cost there.
 
-    python -m paper.levels             # the built-in model; paper/results/levels.json and .md
+    python -m paper.levels             # the built-in model; out/paper/levels.json and .md
     python -m paper.levels --size 512  # likewise, levels-512.json and .md
     python -m paper.levels --quick     # under a minute, fewer of everything, no file
 
@@ -17,7 +17,7 @@ import argparse
 from typing import Any
 
 from paper.pictures import PROMPTS, errors, latents, open_model
-from paper.report import add_model, environment, folder, markdown, spread, write
+from paper.report import add_model, environment, markdown, spread, write
 
 from tokendown import PatchConfig, apply_patch
 from tokendown import generate as gen
@@ -79,7 +79,7 @@ def main() -> None:
     a = parser.parse_args()
     if a.quick:
         a.steps, a.count = 1, 1
-    out = folder(a)
+    out = a.out
     pipe, request = open_model(a)
     prompts = PROMPTS[: a.count]
     found = rows(pipe, request, prompts)

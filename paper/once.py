@@ -1,6 +1,6 @@
 """An anchor that lies on the grid: counted for its whole cell, or once, on the terrain network.
 
-    python -m paper.once           # paper/results/once.json and .md
+    python -m paper.once           # out/paper/once.json and .md
     python -m paper.once --quick   # under a minute, fewer of everything, no file
 
 The default keeps another token of a cell at every step, so that every sink is on the grid now and
@@ -16,7 +16,7 @@ import argparse
 import torch
 from paper import terrain
 from paper.choices import ANCHORS, FACTORS, phases
-from paper.report import add_device, environment, folder, markdown, spread, write
+from paper.report import add_device, environment, markdown, spread, write
 from paper.sinks import TOKENS
 from paper.terrain import Site
 from torch import Tensor
@@ -106,7 +106,7 @@ def main() -> None:
     if not a.quick:
         record = {"settings": {"seeds": a.seeds, "steps": steps, "anchors": ANCHORS},
                   "environment": environment(a.device), "errors": rows}  # fmt: skip
-        write(folder(a) / "once.json", record, table)
+        write(a.out / "once.json", record, table)
 
 
 if __name__ == "__main__":

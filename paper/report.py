@@ -9,7 +9,7 @@ import os
 import platform
 import statistics
 import subprocess
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from tokendown.bench.machine import hardware
 from tokendown.models import builtin
 
 RESULTS = Path(__file__).parent / "results"
-OTHERS = Path("out/paper")  # of models that the project does not ship
+OUT = Path("out/paper")  # what a script makes does not overwrite what the pages show
 
 
 def spread(values: Sequence[float]) -> dict[str, Any]:
@@ -31,7 +31,7 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
 def add_device(parser: argparse.ArgumentParser) -> None:
     """The options of every script that computes: ``--device``, and ``--out``, a folder."""
     parser.add_argument("--device", default="cpu", help="cpu, cuda, mps or auto")
-    parser.add_argument("--out", type=Path, help="folder for the files")
+    parser.add_argument("--out", type=Path, default=OUT, help=f"folder for the files; {OUT}")
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
@@ -40,16 +40,20 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     add_device(parser)
 
 
-def folder(a: argparse.Namespace) -> Path:
-    """Where the files go: the results of the project are those of the model that it ships.
+def earlier(path: Path, shared: Mapping[str, Any]) -> dict[str, Any]:
+    """The record that an earlier call left, to go on with; empty where there is none.
 
-    Says so, where they are those of another one.
+    Says so where it was made under other circumstances, and is begun anew.
+
+    Args:
+        path: of the record.
+        shared: what all numbers of a record have in common, the machine and the software too.
     """
-    model = getattr(a, "model", builtin.NAME)
-    if model == builtin.NAME:
-        return a.out or RESULTS
-    print(f"{model}: these numbers were not made by the project", flush=True)
-    return a.out or OTHERS
+    record: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    other = [name for name, value in shared.items() if record.get(name) != value]
+    if record and other:
+        print(f"{path} is begun anew: made with other {' and '.join(other)}", flush=True)
+    return {} if other else record
 
 
 def exact() -> None:

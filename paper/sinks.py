@@ -1,6 +1,6 @@
 """Where a trained network's attention sinks are, and how few keys keep its output.
 
-    python -m paper.sinks --json paper/results/sinks.json
+    python -m paper.sinks           # out/paper/sinks.json
 
 Patches the 32 x 32 layers of the network in ``paper/terrain.py``, samples with the same noise, and
 compares with dense attention: mean squared error over the variance of the dense output. Then
@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from paper import terrain
-from paper.report import environment, spread
+from paper.report import OUT, environment, spread
 from paper.terrain import Site
 from torch import Tensor
 from torch.nn import functional
@@ -303,7 +303,7 @@ def _table(records: list[dict[str, Any]]) -> str:
 def main() -> None:
     """Runs everything, prints tables, writes JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", type=Path, help="where to write the record")
+    parser.add_argument("--json", type=Path, default=OUT / "sinks.json")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--rounds", type=int, default=7, help="of the timing")
@@ -311,8 +311,6 @@ def main() -> None:
     args = parser.parse_args()
     if args.quick:
         args.seeds = args.steps = args.rounds = 1
-    elif args.json is None:
-        parser.error("--json says where the record goes; --quick needs none")
     settings = {"seeds": args.seeds, "steps": args.steps, "rounds": args.rounds}
     with torch.inference_mode():
         record: dict[str, Any] = {

@@ -18,7 +18,6 @@ definition of the paper's own "HPF" is not known to us: ``tokendown.quality.hpf`
 from __future__ import annotations
 
 import argparse
-import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -26,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from paper.pictures import PROMPTS
-from paper.report import add_model, environment, exact, folder, markdown, spread, write
+from paper.report import add_model, earlier, environment, exact, markdown, spread, write
 
 from tokendown import generate as gen
 from tokendown import quality, sheets
@@ -209,6 +208,7 @@ def settings(pipe: Any, a: argparse.Namespace, native: gen.Request) -> dict[str,
         "guidance": native.guidance,
         "dtype": native.dtype,
         "device": native.device,
+        "environment": environment(native.device),
     }
 
 
@@ -225,7 +225,7 @@ def main() -> None:
     if lpips is not None and native.device.startswith("cuda"):
         lpips = lpips.to(native.device)
     shared = settings(pipe, a, native)
-    cells = [] if a.quick else cells_of(a.json, shared)
+    cells: list[Cell] = [] if a.quick else earlier(a.json, shared).get("cells", [])
     jobs = [Job(size, tuple(RATIOS), a.count, native.steps) for size in a.size or [native.height]]
     if a.kept:
         for size, factor in sizes_that_keep(pipe, native, a.kept):
@@ -238,18 +238,9 @@ def main() -> None:
             print(f"{job.size} pixels, {cell['prompt']!r}, seed {cell['seed']}: {seconds:.0f} s",
                   flush=True)  # fmt: skip
             if not a.quick:
-                record = {**shared, "environment": environment(native.device), "cells": cells}
+                record = {**shared, "cells": cells}
                 write(a.json, {**record, "lines": lines(cells)}, about(record))
-    print(about({**shared, "environment": environment(native.device), "cells": cells}))
-
-
-def cells_of(path: Path, shared: dict[str, Any]) -> list[Cell]:
-    """Of an earlier run with the same settings."""
-    record = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    if any(record.get(name) != value for name, value in shared.items()):
-        return []
-    cells: list[Cell] = record["cells"]
-    return cells
+    print(about({**shared, "cells": cells}))
 
 
 def about(record: dict[str, Any]) -> str:
@@ -280,7 +271,7 @@ def _arguments() -> argparse.Namespace:
     add_model(parser)
     parser.add_argument("--quick", action="store_true", help="a trial of the script; no file")
     a = parser.parse_args()
-    a.json = a.json or folder(a) / "table1.json"
+    a.json = a.json or a.out / "table1.json"
     if a.quick:
         a.size, a.steps, a.count, a.seeds, a.kept = [192], 1, 1, 1, 0
     return a

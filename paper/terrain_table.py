@@ -1,6 +1,6 @@
 """Every way of choosing keys, on the trained network of ``paper/terrain.py``.
 
-    python -m paper.terrain_table               # paper/results/terrain_table.json and .md
+    python -m paper.terrain_table               # out/paper/terrain_table.json and .md
     python -m paper.terrain_table --factors 2   # one at a time; the file keeps the others
     python -m paper.terrain_table --quick       # under a minute, fewer of everything, no file
 
@@ -11,14 +11,13 @@ few anchors are enough and which score finds them.
 from __future__ import annotations
 
 import argparse
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from paper import terrain
 from paper.choices import FACTORS, Choice, Keys, rows, table
-from paper.report import RESULTS, environment, spread, write
+from paper.report import OUT, earlier, environment, spread, write
 from paper.sinks import TOKENS
 from paper.terrain import Site
 from torch import Tensor
@@ -57,18 +56,10 @@ def measure(
     return records
 
 
-def others(path: Path, settings: dict[str, int], factors: list[int]) -> list[dict[str, Any]]:
-    """The records of other factors that an earlier call with these settings left, to keep them."""
-    found = json.loads(path.read_text()) if path.exists() else {}
-    if found.get("settings") != settings:
-        return []
-    return [record for record in found["errors"] if record["factor"] not in factors]
-
-
 def main() -> None:
     """Measures, prints the table, writes it with its record."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", type=Path, default=RESULTS / "terrain_table.json")
+    parser.add_argument("--json", type=Path, default=OUT / "terrain_table.json")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--phases", type=int, default=16, help="most of them that are tried, >= 2")
@@ -78,7 +69,9 @@ def main() -> None:
     if a.quick:
         a.seeds, a.steps, a.phases, a.factors = 1, 1, 2, (2, 4)
     settings = {"seeds": a.seeds, "steps": a.steps, "phases": a.phases}
-    records = [] if a.quick else others(a.json, settings, a.factors)
+    shared = {"settings": settings, "environment": environment()}
+    before = {} if a.quick else earlier(a.json, shared)
+    records = [each for each in before.get("errors", []) if each["factor"] not in a.factors]
     records += measure(a.seeds, a.steps, tuple(a.factors), a.phases)
     about = (
         f"Mean squared error over the variance of the dense output, {a.steps}-step samples, "
@@ -88,8 +81,7 @@ def main() -> None:
     text = f"{about}\n\n{table(records)}"
     print(text)
     if not a.quick:
-        record = {"settings": settings, "environment": environment(), "errors": records}
-        write(a.json, record, text)
+        write(a.json, {**shared, "errors": records}, text)
 
 
 if __name__ == "__main__":

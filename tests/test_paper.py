@@ -141,13 +141,20 @@ def test_table1_goes_on_where_it_stopped(tmp_path):
     assert f"({low:.2e} to {high:.2e})" in table1.table([dense, *lines])
 
 
-def test_cells_of_other_weights_are_not_mixed(tmp_path):
-    record = {"model": "a", "weights": "1", "cells": [{"size": 1}]}
+def test_numbers_of_other_weights_or_machines_are_not_mixed(tmp_path, capsys):
+    shared = {"weights": "1", "environment": {"cpu": "a"}}
+    record = {**shared, "cells": [{"size": 1}]}
     path = tmp_path / "table1.json"
-    assert table1.cells_of(path, {"model": "a"}) == []
+    assert report.earlier(path, shared) == {}
     path.write_text(json.dumps(record))
-    assert table1.cells_of(path, {"model": "a", "weights": "1"}) == record["cells"]
-    assert table1.cells_of(path, {"model": "a", "weights": "2"}) == []
+    assert report.earlier(path, shared) == record
+    assert capsys.readouterr().out == ""
+    assert report.earlier(path, {**shared, "weights": "2"}) == {}
+    assert report.earlier(path, {**shared, "environment": {"cpu": "b"}}) == {}
+    assert capsys.readouterr().out.splitlines() == [
+        f"{path} is begun anew: made with other weights",
+        f"{path} is begun anew: made with other environment",
+    ]
 
 
 def files() -> dict[Path, int]:
@@ -156,15 +163,12 @@ def files() -> dict[Path, int]:
     return {p: p.stat().st_mtime_ns for p in (ROOT / "paper").rglob("*") if p.suffix in kinds}
 
 
-def test_numbers_of_other_models_do_not_go_among_ours(tmp_path, capsys):
+def test_what_a_script_makes_does_not_overwrite_what_the_pages_show(tmp_path):
     parser = argparse.ArgumentParser()
-    report.add_model(parser)
-    assert report.folder(parser.parse_args([])) == report.RESULTS
-    assert capsys.readouterr().out == ""
-    other = parser.parse_args(["--model", "some/model"])
-    assert report.folder(other) == report.OTHERS
-    assert capsys.readouterr().out == "some/model: these numbers were not made by the project\n"
-    assert report.folder(parser.parse_args(["--out", str(tmp_path)])) == tmp_path
+    report.add_device(parser)
+    out = parser.parse_args([]).out
+    assert report.RESULTS not in (ROOT / out / "any").parents
+    assert parser.parse_args(["--out", str(tmp_path)]).out == tmp_path
 
 
 def test_tables_are_those_of_their_records():
