@@ -35,6 +35,8 @@ class Choice:
         phase: (row, column) of the kept token in its cell, for "phase".
         anchors: tokens of largest key norm, per head, kept besides.
         bias: whether log m is added to the logits.
+        once: whether an anchor may be on the grid, and counts once: the shortest token of its cell
+            stands for that.
     """
 
     factor: int
@@ -42,6 +44,7 @@ class Choice:
     phase: tuple[int, int] = (0, 0)
     anchors: int = 0
     bias: bool = True
+    once: bool = False
 
 
 def rows(factor: int, most_phases: int) -> Iterator[tuple[str, Choice]]:
@@ -60,6 +63,10 @@ def rows(factor: int, most_phases: int) -> Iterator[tuple[str, Choice]]:
     yield (
         "another phase in each step + 32 anchors, log m",
         Choice(factor, "per step", anchors=ANCHORS),
+    )
+    yield (
+        "the same, an anchor on the grid counts once",
+        Choice(factor, "per step", anchors=ANCHORS, once=True),
     )
     yield "cell mean + 32 anchors, log m", Choice(factor, "mean", anchors=ANCHORS)
 
@@ -90,14 +97,18 @@ class Keys:
         choice = self.choice
         if choice.keys.startswith("merge"):
             return self._merged(site, query, key, value)
-        index = self._index(site.grid, key)
+        index, anchors = self._index(site.grid, key), None
+        if choice.anchors:
+            anchors = self._anchors(key, index)
+            if choice.once:
+                index = set_apart(index, anchors, key, site.grid, choice.factor)
         kept = [x.gather(2, index[..., None].expand(-1, -1, -1, x.shape[-1])) for x in (key, value)]
         if choice.keys == "mean":
             kept = [select_tokens(x, site.grid, choice.factor, "mean") for x in (key, value)]
         mask = None
-        if choice.anchors:
+        if anchors is not None:
             grid_keys = kept[0].shape[2]
-            anchors = self._anchors(key, index)[..., None].expand(-1, -1, -1, key.shape[-1])
+            anchors = anchors[..., None].expand(-1, -1, -1, key.shape[-1])
             kept = [torch.cat([k, x.gather(2, anchors)], 2)
                     for k, x in zip(kept, (key, value), strict=True)]  # fmt: skip
             mask = query.new_zeros(1, kept[0].shape[2])
@@ -119,9 +130,9 @@ class Keys:
         return self.choice.phase
 
     def _anchors(self, key: Tensor, index: Tensor) -> Tensor:
-        """[B, heads, A], the longest keys that are not on the grid."""
+        """[B, heads, A], the longest keys, or the longest that are not on the grid."""
         scores = torch.linalg.vector_norm(key, dim=-1)
-        if self.choice.keys != "mean":
+        if self.choice.keys != "mean" and not self.choice.once:
             scores = scores.scatter(2, index, -torch.inf)
         return scores.topk(self.choice.anchors, dim=-1).indices
 
@@ -152,6 +163,21 @@ def grid_index(grid: Grid, factor: int, phase: tuple[int, int]) -> Tensor:
     y = (torch.arange(coarse.height) * factor + phase[0]).clamp(max=grid.height - 1)
     x = (torch.arange(coarse.width) * factor + phase[1]).clamp(max=grid.width - 1)
     return (y[:, None] * grid.width + x).flatten()
+
+
+def set_apart(index: Tensor, anchors: Tensor, key: Tensor, grid: Grid, factor: int) -> Tensor:
+    """The grid tokens, [B, heads, M], with the shortest of its cell for each that is an anchor."""
+    coarse = grid.coarse(factor)
+    lengths = torch.linalg.vector_norm(key, dim=-1).unflatten(2, (grid.height, grid.width))
+    beyond = (0, coarse.width * factor - grid.width, 0, coarse.height * factor - grid.height)
+    cells = functional.pad(lengths, beyond, value=torch.inf)
+    cells = cells.unflatten(3, (coarse.width, factor)).unflatten(2, (coarse.height, factor))
+    place = cells.transpose(3, 4).flatten(4).argmin(-1)  # [B, heads, rows, columns], in the cell
+    y = torch.arange(coarse.height, device=key.device)[:, None] * factor + place // factor
+    x = torch.arange(coarse.width, device=key.device) * factor + place % factor
+    shortest = (y * grid.width + x).flatten(2)
+    hit = (index[..., None] == anchors[..., None, :]).any(-1)
+    return torch.where(hit, shortest, index)
 
 
 def table(records: list[dict[str, Any]]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import subprocess
@@ -79,6 +80,24 @@ def test_choices_are_what_attend_does(anchors):
         out = keys(Site(0, grid, None, None), q, k, v)
         want = attend(q, k, v, grid, factor=factor, anchors=anchors)
         torch.testing.assert_close(out, want, atol=1e-5, rtol=1e-5)
+
+
+def test_an_anchor_on_the_grid_leaves_its_cell_to_the_shortest_token():
+    grid, factor = Grid(5, 7), 2
+    key = torch.randn(2, 3, grid.tokens, 4, generator=torch.Generator().manual_seed(0))
+    lengths = key.norm(dim=-1)
+    anchors = lengths.topk(9).indices
+    before = choices.grid_index(grid, factor, (1, 0)).expand(2, 3, -1)
+    found = choices.set_apart(before, anchors, key, grid, factor)
+    cells = {}
+    for token in range(grid.tokens):
+        cells.setdefault((token // 7 // factor, token % 7 // factor), []).append(token)
+    for b, h in itertools.product(range(2), range(3)):
+        for old, new in zip(before[b, h].tolist(), found[b, h].tolist(), strict=True):
+            [cell] = [tokens for tokens in cells.values() if old in tokens]
+            shortest = min(cell, key=lambda token: float(lengths[b, h, token]))
+            assert new == (shortest if old in anchors[b, h] else old)
+    assert not torch.equal(before, found)
 
 
 def test_choices_go_into_a_pipeline_and_out_again(tmp_path):
