@@ -133,6 +133,19 @@ def test_a_pipeline_with_an_unknown_denoiser():
         apply_patch(pipe)
 
 
+def test_a_model_whose_attention_has_text_among_its_keys():
+    """As DeepFloyd IF and Kandinsky 2."""
+    model = diffusers.UNet2DConditionModel(
+        sample_size=8, block_out_channels=(32, 64), layers_per_block=1, norm_num_groups=8,
+        down_block_types=("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"),
+        up_block_types=("SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"),
+        mid_block_type="UNetMidBlock2DSimpleCrossAttn", cross_attention_dim=32,
+        attention_head_dim=8,
+    )  # fmt: skip
+    with pytest.raises(NothingPatchedError, match="can be patched: text and image in one"):
+        apply_patch(model)
+
+
 def test_a_pipeline_without_any_attention():
     unet = tiny.plain_unet(
         down_block_types=("DownBlock2D",) * 2,

@@ -116,6 +116,7 @@ def _patch_transformer_sites(model: Any) -> Iterator[Site]:
 
 _WITH_PLAN = (FewerKeys, JointKeys, GridReader, transformers.ShapeReader)
 _HOOKS = (GridReader, NormReader, transformers.ShapeReader, Recall, Follower)
+_WITH_TEXT = "text and image in one attention (added key and value projections)"  # Kandinsky 2
 
 FAMILIES: dict[str, Callable[[Any], Iterator[Site]]] = {
     "UNet2DConditionModel": _unet_sites,
@@ -276,7 +277,7 @@ def attentions(model: nn.Module) -> Iterator[tuple[str, nn.Module, Any]]:
 def _never(attention: Any) -> str | None:
     """Why this ``Attention`` can never be coarsened, or None."""
     if attention.added_kv_proj_dim is not None:
-        return "added key and value projections"
+        return _WITH_TEXT
     return None
 
 
@@ -292,12 +293,13 @@ def _other_self_attention(model: nn.Module, taken: set[str]) -> dict[str, str]:
             continue
         if name.rpartition(".")[0] in blocks:  # cross-attention beside it
             continue
-        if getattr(module, "is_cross_attention", False):
+        both = getattr(module, "added_kv_proj_dim", None) is not None
+        if getattr(module, "is_cross_attention", False) and not both:
             continue
         if "motion_modules" in name or "temporal" in name or "temp_" in name:
             found[name] = "temporal attention"
-        elif getattr(module, "added_kv_proj_dim", None) is not None:
-            found[name] = "added key and value projections"
+        elif both:
+            found[name] = _WITH_TEXT
         else:
             found[name] = "no image grid is known here"
     return found
