@@ -368,6 +368,13 @@ def test_applying_is_logged_once_with_numbers(caplog):
     assert record.message == "UNet2DConditionModel: 3 of 10 self-attention layers patched"
 
 
+def test_a_handle_shows_how_much_is_patched():
+    patch = apply_patch(tiny.sd_unet(), factor=2)
+    assert repr(patch) == "<Patch: UNet2DConditionModel: 3 of 10 self-attention layers patched>"
+    patch.remove()
+    assert repr(patch) == "<Patch: UNet2DConditionModel: 0 of 10 self-attention layers patched>"
+
+
 def test_nothing_is_printed(capsys):
     model = tiny.sd_unet()
     with apply_patch(model, budget=20):

@@ -108,7 +108,8 @@ def _read_pairs(
         if not equals or name not in readers:
             raise ConfigError(
                 f"expected a method such as dense, paper, auto, factor=2,anchors=0, plan=FILE or "
-                f"tomesd=0.75 (options: {', '.join(readers)}), got {text!r} with {part!r}"
+                f"tomesd=0.75 (options: {', '.join(readers)}), got {text!r}"
+                + ("" if part == text else f" with {part!r}")
             )
         try:
             options[name] = readers[name](value)

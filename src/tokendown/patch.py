@@ -93,6 +93,10 @@ class Patch:
         for plan in joint:
             plan.set_shapes(shapes)
 
+    def __repr__(self) -> str:
+        found = map(_coverage, self.models, self._plans)
+        return f"<Patch: {'; '.join(found)}>"
+
     def __enter__(self) -> Self:
         if not any(plan.patched for plan in self._plans):
             raise ConfigError("this patch was removed; apply_patch makes another one")
@@ -113,10 +117,7 @@ class Patch:
                 self._watch(owner, part, model, plan)
             if plan.clocks:
                 self._follow(owner, {part, model}, plan)
-            logger.info(
-                "%s: %d of %d self-attention layers patched",
-                type(model).__name__, len(plan.patched), len(plan.layers) + len(plan.left_alone),
-            )  # fmt: skip
+            logger.info("%s", _coverage(model, plan))
 
     def _watch(self, owner: Any, part: nn.Module, model: nn.Module, plan: JointPlan) -> None:
         """Reads the grid where the model does not see its arguments itself, or not first."""
@@ -269,6 +270,12 @@ def _borrowers(owner: Any, model: nn.Module) -> list[nn.Module]:
         return []
     own = set(model.modules())
     return [net] if any(module in own for module in net.modules()) else []
+
+
+def _coverage(model: nn.Module, plan: Plan) -> str:
+    """How much of a model is patched, in words; none of it once the patch is gone."""
+    count = len(plan.layers) + len(plan.left_alone)
+    return f"{type(model).__name__}: {len(plan.patched)} of {count} self-attention layers patched"
 
 
 def _unwrap(module: Any) -> nn.Module:
