@@ -32,14 +32,15 @@ from torch.nn import functional
 
 from tokendown import apply_patch
 from tokendown.adapters import dispatch
-from tokendown.adapters.inputs import denoiser_inputs
 from tokendown.adapters.intercept import intercepts
 from tokendown.adapters.joint import JointKeys
-from tokendown.adapters.transformers import attentions, find_adapter
+from tokendown.adapters.registry import find_adapter
+from tokendown.adapters.transformers import attentions
 from tokendown.bench.backends import CHOICES, DEFAULT, attention_backend
 from tokendown.bench.machine import hardware, software, threads
 from tokendown.bench.measure import measure
 from tokendown.bench.shapes import SHAPES
+from tokendown.inputs import denoiser_inputs
 from tokendown.multiplicity import bias_of
 
 WARMUP = 3

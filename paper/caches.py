@@ -33,9 +33,9 @@ from paper.report import add_device, environment, markdown, write
 from torch.utils.flop_counter import FlopCounterMode
 
 from tokendown import apply_patch
-from tokendown.adapters.inputs import denoiser_inputs
 from tokendown.adapters.skeleton import build_on_meta
 from tokendown.bench.shapes import SHAPES
+from tokendown.inputs import denoiser_inputs
 
 FLUX = SHAPES["flux"]
 FACTOR = 2

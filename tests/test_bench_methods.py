@@ -13,14 +13,13 @@ from tests.compat.builders import one_level_unet
 from tests.reference import coarsen, softmax_attention, spatial_blocks
 
 from tokendown import BenchError, ConfigError, PatchConfig, summary
-from tokendown.adapters import transformer_inputs
-from tokendown.adapters.inputs import denoiser_inputs
 from tokendown.adapters.skeleton import on_meta
 from tokendown.bench import backends, methods
 from tokendown.bench.compiled import CompiledCopies, share_weights
 from tokendown.bench.cost import predicted_flops
 from tokendown.bench.methods import DEFAULT, Scene, Useless, make_method
 from tokendown.counting import call, counted_flops
+from tokendown.inputs import denoiser_inputs, image_transformers, video_transformers
 from tokendown.tuned import LayerChoice, TunedPlan
 
 BUILD = {"shallow_unet": tiny.shallow_unet, "sdxl_unet": tiny.sdxl_unet, "pixart": tiny.pixart}
@@ -171,7 +170,8 @@ def zero_images_and_texts(_, __, out):
 )
 def test_the_bound_and_the_flops_of_joint_attention(kind, monkeypatch):
     # as many positions as a tiny model has
-    monkeypatch.setattr(transformer_inputs, "T5_TOKENS", 32)
+    for module in (image_transformers, video_transformers):
+        monkeypatch.setattr(module, "T5_TOKENS", 32)
     model = getattr(tiny_transformers, kind)()
     skeleton = on_meta(model)
     scene = Scene.of(skeleton, 8, 12, 1)

@@ -15,9 +15,9 @@ import reference
 import tiny
 from tokendown import apply_patch, attend, remove_patch, summary
 from tokendown.adapters.dispatch import merge
-from tokendown.adapters.inputs import denoiser_inputs
 from tokendown.adapters.skeleton import on_meta
 from tokendown.grid import Grid
+from tokendown.inputs import denoiser_inputs
 
 KINDS = sorted(reference.LEVELS)
 SYNCHRONISE = {"_local_scalar_dense", "nonzero", "is_nonzero", "equal", "_to_copy", "unique"}

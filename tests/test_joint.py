@@ -277,7 +277,7 @@ def test_equal_token_counts_are_told_apart():
 
 
 def test_positions_are_read_once_a_tensor(monkeypatch):
-    from tokendown.adapters.grids import IdGrid
+    from tokendown.adapters.positions import IdGrid
 
     model, reads = built("flux"), []
     read = IdGrid.read
@@ -328,7 +328,7 @@ def test_positions_of_references_are_checked_apart():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("size", [(300, 2), (3, 400), (1, 5), (5, 1)], ids=str)
 def test_positions_are_understood_in_low_precision(size, dtype):
-    from tokendown.adapters.grids import IdGrid
+    from tokendown.adapters.positions import IdGrid
 
     ids = tiny_transformers.position_ids(*size).to(dtype)
     assert IdGrid().read(ids) == ((1, *size),)
@@ -336,7 +336,7 @@ def test_positions_are_understood_in_low_precision(size, dtype):
 
 
 def test_positions_that_are_no_grid_are_refused():
-    from tokendown.adapters.grids import IdGrid
+    from tokendown.adapters.positions import IdGrid
 
     ids = tiny_transformers.position_ids(4, 6)
     shuffled = ids[torch.randperm(24, generator=torch.Generator().manual_seed(0))]
@@ -349,7 +349,7 @@ def test_positions_that_are_no_grid_are_refused():
 
 def test_bfloat16_rows_beyond_256_are_read_right_or_refused():
     """Neighbouring rows round to one value there: never a wrong grid."""
-    from tokendown.adapters.grids import IdGrid
+    from tokendown.adapters.positions import IdGrid
 
     ids = tiny_transformers.position_ids(400, 3).bfloat16()
     assert IdGrid().read(ids) == ((1, 400, 3),)
@@ -364,7 +364,7 @@ def coordinates(frames: list[int], height: int, width: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("size", [(3, 4), (1, 4), (4, 1), (1, 1)], ids=str)
 def test_a_video_is_found_behind_the_frames_of_its_conditions(size):
-    from tokendown.adapters.grids import CoordinateGrid
+    from tokendown.adapters.positions import CoordinateGrid
 
     grid = CoordinateGrid("video_coords")
     video = coordinates([0, 1, 9], *size)
@@ -434,7 +434,7 @@ def test_gists_of_several_lengths_in_a_batch_are_refused():
 
 
 def test_a_picture_is_found_behind_text_at_the_origin():
-    from tokendown.adapters.grids import JoinedIdGrid
+    from tokendown.adapters.positions import JoinedIdGrid
 
     grid = JoinedIdGrid("position_ids")
     for height, width in [(4, 6), (1, 5), (5, 1), (1, 1)]:
@@ -455,7 +455,7 @@ def test_a_picture_is_found_behind_padding_and_text():
     """Ideogram 4: texts of a batch have several lengths, pictures have one place."""
     from diffusers import Ideogram4Pipeline
 
-    from tokendown.adapters.grids import OffsetIdGrid
+    from tokendown.adapters.positions import OffsetIdGrid
 
     grid = OffsetIdGrid()
 

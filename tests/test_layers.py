@@ -22,6 +22,7 @@ LAYERS = [
     {"multiplicity"},
     {"select"},
     {"attention", "sequence"},
+    {"inputs/"},
     {"adapters/"},
     {"patch"},
     {"summary"},

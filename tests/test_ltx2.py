@@ -15,7 +15,7 @@ import tiny_transformers
 from joint_reference import Want
 from test_joint import built
 from tokendown import GridError, apply_patch, summary
-from tokendown.adapters.grids import IntervalGrid
+from tokendown.adapters.positions import IntervalGrid
 
 FRAMES, SIZE = tiny_transformers.FRAMES, (6, 8)
 TOKENS = FRAMES * 6 * 8

@@ -23,11 +23,11 @@ from tokendown import (
     register_adapter,
     summary,
 )
-from tokendown.adapters import transformers
+from tokendown.adapters import registry
 from tokendown.adapters.families import FAMILIES
 from tokendown.adapters.plan import Rule
 from tokendown.adapters.refused import REFUSED
-from tokendown.adapters.transformers import ADAPTERS
+from tokendown.adapters.registry import ADAPTERS
 
 
 def denoisers() -> dict[str, type]:
@@ -136,7 +136,7 @@ class OwnTransformer(nn.Module):
 
 
 def test_an_own_model_can_be_registered(monkeypatch):
-    monkeypatch.setattr(transformers, "ADAPTERS", dict(ADAPTERS))
+    monkeypatch.setattr(registry, "ADAPTERS", dict(ADAPTERS))
     register_adapter(
         OwnTransformer,
         Adapter(
@@ -178,9 +178,7 @@ def test_blocks_are_a_tuple_of_blocks(blocks):
     ],
 )
 def test_what_an_adapter_names_is_there(monkeypatch, blocks, said):
-    monkeypatch.setitem(
-        transformers.ADAPTERS, "FluxTransformer2DModel", Adapter(lambda *_: (), (blocks,))
-    )
+    monkeypatch.setitem(ADAPTERS, "FluxTransformer2DModel", Adapter(lambda *_: (), (blocks,)))
     with pytest.raises(UnsupportedModelError, match=said):
         apply_patch(tiny_transformers.flux(), factor=2)
 
@@ -195,10 +193,8 @@ def test_one_block_in_two_places():
 
 @pytest.mark.parametrize("told", [(4, 6), (1, 4, 6), ((4, 6),)])
 def test_what_a_grid_tells(monkeypatch, told):
-    adapter = transformers.ADAPTERS["WanTransformer3DModel"]
-    monkeypatch.setitem(
-        transformers.ADAPTERS, "WanTransformer3DModel", Adapter(lambda *_: told, adapter.blocks)
-    )
+    adapter = ADAPTERS["WanTransformer3DModel"]
+    monkeypatch.setitem(ADAPTERS, "WanTransformer3DModel", Adapter(lambda *_: told, adapter.blocks))
     model = tiny_transformers.wan()
     with apply_patch(model, factor=2), pytest.raises(GridError, match=r"\(\(frames, height, width"):
         tiny_transformers.run("wan", model, 4, 6)

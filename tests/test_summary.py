@@ -18,8 +18,8 @@ import tiny
 import tiny_transformers
 import tokendown
 from tokendown import PatchConfig, apply_patch, summary
-from tokendown.adapters.inputs import denoiser_inputs, token_shapes
 from tokendown.adapters.skeleton import on_meta
+from tokendown.inputs import denoiser_inputs, token_shapes
 
 FAMILIES: list[Callable[[], Any]] = [
     tiny.sd_unet,

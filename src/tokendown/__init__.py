@@ -10,7 +10,7 @@ from ._errors import (
     TokendownError,
     UnsupportedModelError,
 )
-from .adapters.transformers import Adapter, Blocks, register_adapter
+from .adapters.registry import Adapter, Blocks, register_adapter
 from .attention import attend
 from .config import PatchConfig
 from .grid import Grid

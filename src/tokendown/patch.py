@@ -10,7 +10,7 @@ from torch import nn
 
 from ._errors import ConfigError, UnsupportedModelError
 from .adapters import families, schedule, transformers
-from .adapters.joint import JointPlan
+from .adapters.joint_plan import JointPlan
 from .adapters.plan import Plan
 from .config import Method, PatchConfig, Preset, expect, is_int
 from .grid import Grid

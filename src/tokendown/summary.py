@@ -12,7 +12,7 @@ from torch import nn
 from ._errors import ConfigError
 from .adapters import families, skeleton
 from .adapters.classic import PERTURBED
-from .adapters.joint import JointLayer, JointPlan
+from .adapters.joint_plan import JointLayer, JointPlan
 from .adapters.plan import Layer, Plan, Rule
 from .adapters.skeleton import Cost
 from .config import expect, in_window, is_int

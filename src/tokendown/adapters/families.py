@@ -18,10 +18,12 @@ from ..tuned import Options
 from . import transformers
 from .classic import FewerKeys, GridReader, NormReader, why_dense
 from .intercept import intercepts
-from .joint import JointKeys, JointPlan
+from .joint import JointKeys
+from .joint_plan import JointPlan
 from .plan import Layer, Plan, assign_rules
 from .recompute import Recall, watch_block
 from .refused import refusal
+from .registry import ADAPTERS, find_adapter
 from .schedule import Follower, release
 
 
@@ -156,7 +158,7 @@ def expect_supported(model: nn.Module) -> None:
     Raises:
         UnsupportedModelError: no family matches; the message says why, where that is known.
     """
-    if transformers.find_adapter(model) is None:
+    if find_adapter(model) is None:
         find_sites(model)
 
 
@@ -164,7 +166,7 @@ def _unsupported(model: nn.Module) -> UnsupportedModelError:
     reason = refusal(type(model).__name__)
     if reason is not None:
         return UnsupportedModelError(f"{type(model).__name__} cannot be patched: {reason}")
-    known = ", ".join([*FAMILIES, *transformers.ADAPTERS])
+    known = ", ".join([*FAMILIES, *ADAPTERS])
     return UnsupportedModelError(
         f"expected a pipeline or a denoiser with one of the classes {known}; "
         f"got {type(model).__name__}; tokendown.register_adapter adds a transformer"
@@ -179,7 +181,7 @@ def make_plan(model: nn.Module, config: Options | None) -> Plan:
         NothingPatchedError: no layer matches the config.
         ConfigError: an option is for transformers that see several frames or pictures.
     """
-    adapter = transformers.find_adapter(model)
+    adapter = find_adapter(model)
     if adapter is not None:
         plan: Plan = transformers.make_plan(model, adapter, config)
     else:
@@ -265,7 +267,7 @@ def installed_plans(model: nn.Module) -> Iterator[Plan]:
 
 def attentions(model: nn.Module) -> Iterator[tuple[str, nn.Module, Any]]:
     """Name, the norm before it, and the module of every layer of a plan, in its order."""
-    adapter = transformers.find_adapter(model)
+    adapter = find_adapter(model)
     if adapter is not None:
         for name, norm, attention, _ in transformers.attentions(model, adapter):
             yield name, norm, attention

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from ..grid import Grid
+from ..inputs import denoiser_inputs, token_shapes
 from .classic import as_tokens
 from .families import install, make_plan
-from .inputs import denoiser_inputs, token_shapes
-from .joint import JointPlan, by_name
+from .joint import by_name
+from .joint_plan import JointPlan
 from .plan import Plan
 
 

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from .._errors import ConfigError, UnsupportedModelError
 from ..adapters import families
 from ..adapters.classic import key_source, lengths
-from ..adapters.joint import JointLayer, JointPlan, check
+from ..adapters.joint import check
+from ..adapters.joint_plan import JointLayer, JointPlan
 from ..adapters.plan import Layer
 from ..attention import vector_norm
 from ..patch import is_patched

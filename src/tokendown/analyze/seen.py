@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..adapters import dispatch
-from ..adapters.joint import JointAttention, JointLayer, JointPlan
+from ..adapters.joint import JointAttention
+from ..adapters.joint_plan import JointLayer, JointPlan
 from ..grid import Grid
 from ..multiplicity import bias_of
 from ..select import select

@@ -18,7 +18,7 @@ from torch import nn
 
 from .._errors import BenchError, ConfigError, NothingPatchedError
 from ..adapters import families
-from ..adapters.joint import JointLayer, JointPlan
+from ..adapters.joint_plan import JointLayer, JointPlan
 from ..adapters.plan import Layer, Rule
 from ..adapters.skeleton import Cost, measure
 from ..config import PAPER_BUDGET, PatchConfig

@@ -30,8 +30,8 @@ class Shape:
         stacks: attribute of the model that holds a stack of equal blocks, to the entry of
             ``config`` that sets their number; empty where the blocks are not all alike.
         patch: latent pixels a token, per side, where no ``patch_size`` of ``config`` says it.
-        size: usual (width, height) in pixels of a video model; as many frames as its inputs in
-            ``adapters.transformer_inputs`` have. None means that a size has to be given.
+        size: usual (width, height) in pixels of a video model; as many frames as
+            :mod:`tokendown.inputs` gives it. None means that a size has to be given.
     """
 
     name: str

@@ -14,9 +14,9 @@ from torch import nn
 from .._errors import ConfigError, RunError
 from ..adapters import skeleton
 from ..adapters.families import installed_plan
-from ..adapters.inputs import denoiser_inputs
 from ..adapters.schedule import Follower, release
 from ..counting import call
+from ..inputs import denoiser_inputs
 from ..models.sources import need_diffusers, out_of_memory, pick_device, pick_dtype
 from ..patch import find_denoisers
 from ..scales import spatial_scale

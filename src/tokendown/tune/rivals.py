@@ -7,12 +7,12 @@ from functools import partial
 from typing import Any
 
 from .._errors import NothingPatchedError
-from ..adapters.inputs import denoiser_inputs
 from ..adapters.skeleton import on_meta
 from ..analyze.measures import Candidate
 from ..config import AUTO_ANCHORS, PatchConfig
 from ..counting import counted_flops
 from ..generate import summary_of
+from ..inputs import denoiser_inputs
 from ..methods import Method, finest_level, merged
 from ..patch import find_denoisers
 from ..request import Request

@@ -1,4 +1,4 @@
-"""Inputs of one denoiser call at a given size, for FLOPs and timing: zeros, true positions."""
+"""The two questions that are asked of this folder, for any denoiser that it knows."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from typing import Any
 import torch
 
 from .._errors import UnsupportedModelError
-from .transformer_inputs import PACKED, TRANSFORMERS, UNPACKED
-from .unet_inputs import UNETS
+from .image_transformers import IMAGE_TRANSFORMERS, PACKED, UNPACKED
+from .unets import UNETS
+from .video_transformers import VIDEO_TRANSFORMERS
 from .zeros import Zeros
 
-_INPUTS = {**UNETS, **TRANSFORMERS}
+_INPUTS = {**UNETS, **IMAGE_TRANSFORMERS, **VIDEO_TRANSFORMERS}
 
 
 def denoiser_inputs(
