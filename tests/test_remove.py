@@ -16,6 +16,7 @@ from torch import nn
 import reference
 import tiny
 from tokendown import ConfigError, NothingPatchedError, apply_patch, is_patched, remove_patch
+from tokendown.adapters.classic import FewerKeys
 
 KINDS = sorted(reference.LEVELS)
 SIZES = {"dit": (8, 8), "kandinsky3": (8, 16)}
@@ -202,6 +203,27 @@ def test_a_failing_second_patch_keeps_the_first():
 
 
 # Copies
+
+
+def test_an_interrupt_while_it_is_put_in(monkeypatch):
+    """The old patch is gone by then, and nothing of the new one may stay."""
+    model = tiny.sd_unet()
+    sandwich = Sandwich(model)
+    install = FewerKeys.install
+    calls = []
+
+    def interrupted(self):
+        calls.append(self)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        install(self)
+
+    apply_patch(model, factor=4)
+    monkeypatch.setattr(FewerKeys, "install", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        apply_patch(model, factor=2)
+    assert len(calls) == 2
+    sandwich.assert_restored()
 
 
 @pytest.mark.parametrize("called", [False, True], ids=["fresh", "called"])

@@ -33,13 +33,24 @@ class Patch:
         models: the patched denoisers.
     """
 
-    def __init__(self, parts: list[nn.Module], config: Options) -> None:
+    def __init__(
+        self, owner: Any, parts: list[nn.Module], plans: list[Plan], config: Options
+    ) -> None:
+        """Puts plans to work; ``apply_patch`` makes them.
+
+        Args:
+            owner: the pipeline or the denoiser.
+            parts: its denoisers, with the wrappers around them.
+            plans: of these, in their order.
+            config: the options that they were made with.
+        """
         self.models = [_unwrap(part) for part in parts]
         self.config = config
-        self._parts = parts  # with the wrappers around them
-        self._plans: list[Plan] = []
+        self._plans = plans
         self._installed: list[tuple[nn.Module, Plan]] = []
         self._followers: list[schedule.Follower] = []
+        for part, model, plan in zip(parts, self.models, plans, strict=True):
+            self._install(owner, part, model, plan)
 
     def remove(self) -> None:
         """Restores the models exactly. Does nothing if this patch was removed or replaced."""
@@ -105,19 +116,14 @@ class Patch:
     def __exit__(self, *exc: object) -> None:
         self.remove()
 
-    def _plan(self) -> None:
-        for model in self.models:
-            self._plans.append(families.make_plan(model, self.config))
-
-    def _install(self, owner: Any) -> None:
-        for part, model, plan in zip(self._parts, self.models, self._plans, strict=True):
-            self._installed.append((part, plan))
-            families.install(model, plan)
-            if isinstance(plan, JointPlan):
-                self._watch(owner, part, model, plan)
-            if plan.clocks:
-                self._follow(owner, {part, model}, plan)
-            logger.info("%s", _coverage(model, plan))
+    def _install(self, owner: Any, part: nn.Module, model: nn.Module, plan: Plan) -> None:
+        self._installed.append((part, plan))
+        families.install(model, plan)
+        if isinstance(plan, JointPlan):
+            self._watch(owner, part, model, plan)
+        if plan.clocks:
+            self._follow(owner, {part, model}, plan)
+        logger.info("%s", _coverage(model, plan))
 
     def _watch(self, owner: Any, part: nn.Module, model: nn.Module, plan: JointPlan) -> None:
         """Reads the grid where the model does not see its arguments itself, or not first."""
@@ -198,11 +204,14 @@ def apply_patch(
         raise ConfigError(f"expected a PatchConfig or options by name, got both: {options}")
     config = config or options
     controlnet = not isinstance(config, TunedPlan) and config.controlnet
-    patch = Patch(_find_parts(model, controlnet), config)
-    patch._plan()  # raises before anything is touched
-    remove_patch(model)
-    patch._install(model)
-    return patch
+    parts = _find_parts(model, controlnet)
+    plans = [families.make_plan(_unwrap(part), config) for part in parts]
+    remove_patch(model)  # not before: what cannot be planned leaves everything as it is
+    try:
+        return Patch(model, parts, plans, config)
+    except BaseException:  # Ctrl-C as well
+        remove_patch(model)
+        raise
 
 
 def remove_patch(model: Any) -> None:
