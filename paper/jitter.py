@@ -16,22 +16,30 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from statistics import fmean
 
-import torch
 from paper.pictures import PROMPTS, errors, latents, open_model
 from paper.report import add_model, environment, markdown, write
 
 from tokendown import PatchConfig, apply_patch
-from tokendown.jitter import Place
+from tokendown.jitter import Place, order
 
-FACTORS = (2, 4, 8)
+FACTORS = (2, 3, 4, 5, 8)
 CORNERS = ((0, 0), (15, 15), (0, 15), (15, 0))
 PLASTIC = 1.324717957244746  # of the R2 sequence (M. Roberts 2018)
-_ours = Place.at
+Order = Callable[[int, int], tuple[int, int]]  # factor and step to row and column
+
+
+def sixteenths(of: Callable[[int], tuple[int, int]]) -> Order:
+    """One order for cells of all sizes, each scaled down from one of 16 places a side."""
+
+    def scaled(factor: int, step: int) -> tuple[int, int]:
+        row, column = of(step)
+        return row * factor // 16, column * factor // 16
+
+    return scaled
 
 
 def _bayer(step: int) -> tuple[int, int]:
-    place = _ours(step)
-    return int(place.down), int(place.right)
+    return order(16)[step % 256]
 
 
 def _at_random(step: int) -> tuple[int, int]:
@@ -39,25 +47,27 @@ def _at_random(step: int) -> tuple[int, int]:
     return rng.randrange(16), rng.randrange(16)
 
 
-# Step to row and column in sixteenths of a cell.
-ORDERS: dict[str, Callable[[int], tuple[int, int]]] = {
-    "top left at all steps (ToDo)": lambda step: (0, 0),
-    "centre at all steps": lambda step: (8, 8),
-    "two opposite corners": lambda step: CORNERS[step % 2],
-    "four corners": lambda step: CORNERS[step % 4],
-    "at random": _at_random,
-    "R2 sequence": lambda step: (int(step / PLASTIC % 1 * 16), int(step / PLASTIC**2 % 1 * 16)),
-    "Bayer's matrix from its first place": lambda step: _bayer(step - 1),
-    "Bayer's matrix from its second place (jitter)": _bayer,
+ORDERS: dict[str, Order] = {
+    "top left at all steps (ToDo)": sixteenths(lambda step: (0, 0)),
+    "centre at all steps": sixteenths(lambda step: (8, 8)),
+    "two opposite corners": sixteenths(lambda step: CORNERS[step % 2]),
+    "four corners": sixteenths(lambda step: CORNERS[step % 4]),
+    "at random": sixteenths(_at_random),
+    "R2 sequence": sixteenths(
+        lambda step: (int(step / PLASTIC % 1 * 16), int(step / PLASTIC**2 % 1 * 16))
+    ),
+    "Bayer's matrix from its first place": sixteenths(lambda step: _bayer(step - 1)),
+    "Bayer's matrix from its second place": sixteenths(_bayer),
+    "the same, but every place once (jitter)": lambda factor, step: order(factor)[step % factor**2],
 }
 
 
 @contextmanager
-def order(chosen: Callable[[int], tuple[int, int]]) -> Iterator[None]:
+def going(chosen: Order) -> Iterator[None]:
     """Jitter goes in this order."""
 
     def at(step: int) -> Place:
-        return Place(*(torch.tensor(number, device="cpu") for number in chosen(max(step, 0))))
+        return Place.by(lambda factor: chosen(factor, max(step, 0)))
 
     ours = Place.__dict__["at"]
     Place.at = staticmethod(at)  # type: ignore[assignment, method-assign]
@@ -85,7 +95,7 @@ def main() -> None:
     rows = []
     for name, chosen in ORDERS.items():
         for factor in factors:
-            with order(chosen), apply_patch(pipe, PatchConfig(factor=factor, anchors=0)):
+            with going(chosen), apply_patch(pipe, PatchConfig(factor=factor, anchors=0)):
                 found = errors(latents(pipe, request, prompts), dense)
             rows.append({"order": name, "factor": factor, "errors": found})
             print(f"{name}, factor {factor}: {fmean(found):.2g}", flush=True)

@@ -45,8 +45,8 @@ class Anchored:
 
     def on_step(self, step: int) -> None:
         """Told before every step."""
-        sixteenths = [-(-16 * side // self.factor) for side in self.fixed or ()]
-        self.place = Place(*map(torch.tensor, sixteenths)) if self.fixed else Place.at(step)
+        fixed = self.fixed
+        self.place = Place.at(step) if fixed is None else Place.by(lambda factor: fixed)
 
     def __call__(self, site: Site, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         if site.grid.tokens != TOKENS:

@@ -23,7 +23,7 @@ import tiny_transformers
 from device import moved
 from tokendown import ConfigError, PatchConfig, apply_patch, jitter
 from tokendown.adapters.families import installed_plan
-from tokendown.jitter import Place
+from tokendown.jitter import Place, order
 
 CPU = torch.device("cpu")
 # Bayer's matrix as it is published: step 0 takes the place with the number 1, and so on.
@@ -37,11 +37,20 @@ def test_the_order_is_bayers(step):
     assert torch.equal(index, reference.kept_keys(8, 12, 4, PLACES[step]).nonzero()[:, 0])
 
 
-@pytest.mark.parametrize("factor", [2, 4, 8, 16])
+@pytest.mark.parametrize("factor", range(1, 17))
 def test_as_many_steps_as_tokens_take_every_token_of_a_cell(factor):
-    places = [Place.at(step).index(factor, factor, factor, torch.device("cpu")).item()
-              for step in range(factor**2)]  # fmt: skip
-    assert sorted(places) == list(range(factor**2))
+    for first in (0, factor**2):
+        places = [Place.at(first + step).index(factor, factor, factor, CPU).item()
+                  for step in range(factor**2)]  # fmt: skip
+        assert sorted(places) == list(range(factor**2))
+
+
+def test_an_odd_cell_goes_from_the_centre_to_what_is_farthest():
+    """By hand: of the other eight the corners are farthest, and after one the opposite one."""
+    assert order(3)[:3] == ((1, 1), (0, 0), (2, 2))
+    assert order(6)[-1:] + order(6)[:3] == ((1, 1), (4, 4), (1, 4), (4, 1))
+    for factor in (5, 7):
+        assert order(factor)[0] == (factor // 2, factor // 2)
 
 
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(2, 9), st.integers(0, 300))
@@ -75,8 +84,7 @@ def test_a_unet_keeps_the_tokens_of_the_step(factor, anchors):
     for step, got in enumerate(outputs):
         model = copy.deepcopy(unet)
         for processor in reference.coarsen(model, "shallow_unet", size, {1: factor}, anchors):
-            row, column = PLACES[step]
-            processor.at = (row * factor // 4, column * factor // 4)
+            processor.at = order(factor)[step % factor**2]
         want = tiny.run(model, *size)
         torch.testing.assert_close(got, want, rtol=0, atol=1e-5 * want.abs().max().item())
     different = [(a - outputs[0]).abs().max().item() for a in outputs[1:4]]

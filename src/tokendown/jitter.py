@@ -8,33 +8,81 @@ let an average follow. A sampler is such an average. Nothing here is random: a s
 
 from __future__ import annotations
 
+from bisect import insort
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
 _QUARTERS = ((0, 0), (1, 1), (0, 1), (1, 0))  # a step and the next are far apart
-_DEPTH = 4  # 16 x 16 places
+_MOST = 16  # factors up to here have an order of their own
 _MOST_GRIDS = 32  # remembered at a place, twice; a model has a few
+
+
+@cache
+def order(factor: int) -> tuple[tuple[int, int], ...]:
+    """Row and column of all places of a cell, each once, such that any first few are spread evenly.
+
+    Of an even factor the quarters take turns, and the places of a quarter are in the order of half
+    the factor: Bayer's matrix (1973), where it is a power of two. It begins at its second place,
+    which is near the centre. Of an odd factor it begins at the centre, and goes on where it is
+    farthest from the places before, as the cell is one of many side by side.
+
+    Args:
+        factor: side of the cell, >= 1.
+    """
+    if factor % 2:
+        return _farthest_first(factor)
+    half = factor // 2
+    places = [(half * q + r, half * p + c) for r, c in _quarter(half) for q, p in _QUARTERS]
+    return (*places[1:], places[0])
+
+
+def _quarter(half: int) -> tuple[tuple[int, int], ...]:
+    """The order of half a factor, begun at its first place again if that is even."""
+    places = order(half)
+    return places if half % 2 else (places[-1], *places[:-1])
+
+
+def _farthest_first(side: int) -> tuple[tuple[int, int], ...]:
+    """By squared distances, the smallest first; of equal places that which is far from the last."""
+    left = [(row, column) for row in range(side) for column in range(side)]
+    found = [(side // 2, side // 2)]
+    left.remove(found[0])
+    distances: dict[tuple[int, int], list[int]] = {place: [] for place in left}
+    while left:
+        for place in left:
+            insort(distances[place], _apart(place, found[-1], side))
+        last = found[-1]
+        found.append(max(left, key=lambda place: (distances[place], _apart(place, last, side))))
+        left.remove(found[-1])
+    return tuple(found)
+
+
+def _apart(one: tuple[int, int], other: tuple[int, int], side: int) -> int:
+    """Squared distance where opposite edges of a cell meet."""
+    steps = (abs(a - b) for a, b in zip(one, other, strict=True))
+    return sum(min(step, side - step) ** 2 for step in steps)
 
 
 @dataclass(frozen=True, eq=False)
 class Place:
-    """Where in its cell the kept token stands, in sixteenths of the side, 0 to 15.
+    """Where in its cell the kept token stands, for cells of every size.
 
-    Two numbers in tensors: a compiled model takes them as inputs, and needs no new graph when they
+    Numbers in tensors: a compiled model takes them as inputs, and needs no new graph when they
     change. They are on the CPU, from where any device takes a number without waiting. Layers on the
     same grid share an index: a dozen operations each would keep a fast GPU waiting for Python.
 
     Args:
-        down: [], from the top.
-        right: [], from the left.
+        down: from the top, [] each, for the factors 1 to 16; larger cells go by sixteenths of them.
+        right: from the left, likewise.
     """
 
-    down: Tensor
-    right: Tensor
+    down: tuple[Tensor, ...]
+    right: tuple[Tensor, ...]
     _known: dict[tuple[Any, ...], Tensor] = field(default_factory=dict, init=False, repr=False)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -42,21 +90,18 @@ class Place:
 
     @classmethod
     def at(cls, step: int) -> Place:
-        """The order of Bayer's matrix (1973), from its second place on, which is near the centre.
-
-        The matrix begins at the top left, which is the least like a cell. Begun there, errors of
-        pictures at factor 4 were twice as large with some weights, and as large with others
-        (paper/LOG.md).
+        """That of a step.
 
         Args:
             step: >= 0, or -1 for the top left.
         """
-        down, right, step = 0, 0, step + 1
-        for depth in reversed(range(_DEPTH)):
-            step, quarter = divmod(step, 4)
-            down += _QUARTERS[quarter][0] << depth
-            right += _QUARTERS[quarter][1] << depth
-        return cls(torch.tensor(down, device="cpu"), torch.tensor(right, device="cpu"))
+        return cls.by(lambda factor: order(factor)[step % factor**2] if step >= 0 else (0, 0))
+
+    @classmethod
+    def by(cls, place: Callable[[int], tuple[int, int]]) -> Place:
+        """From factor to row and column."""
+        down, right = zip(*map(place, range(1, _MOST + 1)), strict=True)
+        return cls(*(tuple(torch.tensor(n, device="cpu") for n in each) for each in (down, right)))
 
     def index(
         self,
@@ -118,7 +163,8 @@ class Place:
         self, height: int, width: int, factor: int, device: torch.device, frames: int, temporal: int
     ) -> Tensor:
         rows = _along(height, factor, self.down, device)
-        one = (rows[:, None] * width + _along(width, factor, self.right, device)).flatten()
+        columns = _along(width, factor, self.right, device)
+        one = (rows[:, None] * width + columns).flatten()
         if frames == 1:
             return one
         starts = torch.arange(0, frames * height * width, temporal * height * width, device=device)
@@ -138,10 +184,13 @@ def _stream(device: torch.device) -> Any:
     return torch.cuda.current_stream(device) if device.type == "cuda" else None
 
 
-def _along(side: int, factor: int, sixteenths: Tensor, device: torch.device) -> Tensor:
+def _along(side: int, factor: int, places: tuple[Tensor, ...], device: torch.device) -> Tensor:
     """One of every ``factor`` rows or columns, [ceil(side / factor)]."""
     starts = torch.arange(0, side, factor, device=device)
-    return (starts + (sixteenths * factor >> _DEPTH)).clamp(max=side - 1)
+    place = places[min(factor, _MOST) - 1]
+    if factor > _MOST:
+        place = place * factor // _MOST
+    return (starts + place).clamp(max=side - 1)
 
 
 def _cells(
