@@ -82,19 +82,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--count", type=int, default=4, help="of the prompts")
+    parser.add_argument("--factors", type=int, nargs="+", default=FACTORS)
     add_model(parser)
     parser.add_argument("--quick", action="store_true", help="a trial of the script; no file")
     a = parser.parse_args()
-    factors = FACTORS
     if a.quick:
-        a.steps, a.count, factors = 1, 1, (2,)
+        a.steps, a.count, a.factors = 1, 1, (2,)
     out = a.out
     pipe, request = open_model(a)
     prompts = PROMPTS[: a.count]
     dense = latents(pipe, request, prompts)
     rows = []
     for name, chosen in ORDERS.items():
-        for factor in factors:
+        for factor in a.factors:
             with going(chosen), apply_patch(pipe, PatchConfig(factor=factor, anchors=0)):
                 found = errors(latents(pipe, request, prompts), dense)
             rows.append({"order": name, "factor": factor, "errors": found})
@@ -102,7 +102,7 @@ def main() -> None:
     lines = [
         [name, *(_cell(row["errors"]) for row in rows if row["order"] == name)] for name in ORDERS
     ]
-    table = markdown(["kept token of a cell", *(f"factor {factor}" for factor in factors)], lines)
+    table = markdown(["kept token of a cell", *(f"factor {factor}" for factor in a.factors)], lines)
     print(table)
     if not a.quick:
         record = {"model": a.model, "size": request.width, "steps": a.steps,
