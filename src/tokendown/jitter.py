@@ -42,9 +42,11 @@ def order(factor: int) -> tuple[tuple[int, int], ...]:
 
 
 def _quarter(half: int) -> tuple[tuple[int, int], ...]:
-    """The order of half a factor, begun at its first place again if that is even."""
+    """The order of half a factor, begun at the top left."""
     places = order(half)
-    return places if half % 2 else (places[-1], *places[:-1])
+    if half % 2:
+        return tuple(((half // 2 - r) % half, (half // 2 - c) % half) for r, c in places)
+    return (places[-1], *places[:-1])
 
 
 def _farthest_first(side: int) -> tuple[tuple[int, int], ...]:
