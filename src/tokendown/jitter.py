@@ -42,7 +42,7 @@ def order(factor: int) -> tuple[tuple[int, int], ...]:
 
 
 def _quarter(half: int) -> tuple[tuple[int, int], ...]:
-    """The order of half a factor, begun at the top left."""
+    """The order of half a factor, begun at the top left; an odd one is turned round for that."""
     places = order(half)
     if half % 2:
         return tuple(((half // 2 - r) % half, (half // 2 - c) % half) for r, c in places)
@@ -56,9 +56,9 @@ def _farthest_first(side: int) -> tuple[tuple[int, int], ...]:
     left.remove(found[0])
     distances: dict[tuple[int, int], list[int]] = {place: [] for place in left}
     while left:
-        for place in left:
-            insort(distances[place], _apart(place, found[-1], side))
         last = found[-1]
+        for place in left:
+            insort(distances[place], _apart(place, last, side))
         found.append(max(left, key=lambda place: (distances[place], _apart(place, last, side))))
         left.remove(found[-1])
     return tuple(found)
