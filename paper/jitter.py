@@ -20,7 +20,7 @@ from paper.pictures import PROMPTS, errors, latents, open_model
 from paper.report import add_model, environment, markdown, write
 
 from tokendown import PatchConfig, apply_patch
-from tokendown.jitter import Place, order
+from tokendown.jitter import Place, place_at
 
 FACTORS = (2, 3, 4, 5, 8)
 CORNERS = ((0, 0), (15, 15), (0, 15), (15, 0))
@@ -39,7 +39,7 @@ def sixteenths(of: Callable[[int], tuple[int, int]]) -> Order:
 
 
 def _bayer(step: int) -> tuple[int, int]:
-    return order(16)[step % 256]
+    return place_at(16, step)
 
 
 def _at_random(step: int) -> tuple[int, int]:
@@ -58,7 +58,7 @@ ORDERS: dict[str, Order] = {
     ),
     "Bayer's matrix from its first place": sixteenths(lambda step: _bayer(step - 1)),
     "Bayer's matrix from its second place": sixteenths(_bayer),
-    "the same, but every place once (jitter)": lambda factor, step: order(factor)[step % factor**2],
+    "the same, but every place once (jitter)": place_at,
 }
 
 

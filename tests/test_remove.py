@@ -202,9 +202,6 @@ def test_a_failing_second_patch_keeps_the_first():
         assert torch.equal(tiny.run(model, 8, 12), want)
 
 
-# Copies
-
-
 def test_an_interrupt_while_it_is_put_in(monkeypatch):
     """The old patch is gone by then, and nothing of the new one may stay."""
     model = tiny.sd_unet()
@@ -224,6 +221,9 @@ def test_an_interrupt_while_it_is_put_in(monkeypatch):
         apply_patch(model, factor=2)
     assert len(calls) == 2
     sandwich.assert_restored()
+
+
+# Copies
 
 
 @pytest.mark.parametrize("called", [False, True], ids=["fresh", "called"])

@@ -36,38 +36,38 @@ def order(factor: int) -> tuple[tuple[int, int], ...]:
     """
     if factor % 2:
         return _farthest_first(factor)
+    first, *others = _from_top_left(factor)
+    return (*others, first)
+
+
+def place_at(factor: int, step: int) -> tuple[int, int]:
+    """Row and column at a step, >= 0; the order begins again when it is through."""
+    return order(factor)[step % factor**2]
+
+
+def _from_top_left(factor: int) -> list[tuple[int, int]]:
+    """Begun at the top left; an odd order is turned round for that."""
     half = factor // 2
-    places = [(half * q + r, half * p + c) for r, c in _quarter(half) for q, p in _QUARTERS]
-    return (*places[1:], places[0])
-
-
-def _quarter(half: int) -> tuple[tuple[int, int], ...]:
-    """The order of half a factor, begun at the top left; an odd one is turned round for that."""
-    places = order(half)
-    if half % 2:
-        return tuple(((half // 2 - r) % half, (half // 2 - c) % half) for r, c in places)
-    return (places[-1], *places[:-1])
+    if factor % 2:
+        return [((half - r) % factor, (half - c) % factor) for r, c in order(factor)]
+    return [(half * q + r, half * p + c) for r, c in _from_top_left(half) for q, p in _QUARTERS]
 
 
 def _farthest_first(side: int) -> tuple[tuple[int, int], ...]:
     """By squared distances, the smallest first; of equal places that which is far from the last."""
+    squares = [min(step, side - step) ** 2 for step in range(side)]  # opposite edges meet
     left = [(row, column) for row in range(side) for column in range(side)]
     found = [(side // 2, side // 2)]
     left.remove(found[0])
     distances: dict[tuple[int, int], list[int]] = {place: [] for place in left}
     while left:
-        last = found[-1]
-        for place in left:
-            insort(distances[place], _apart(place, last, side))
-        found.append(max(left, key=lambda place: (distances[place], _apart(place, last, side))))
+        row, column = found[-1]
+        latest = {(r, c): squares[abs(r - row)] + squares[abs(c - column)] for r, c in left}
+        for place, distance in latest.items():
+            insort(distances[place], distance)
+        found.append(max(left, key=lambda place: (distances[place], latest[place])))
         left.remove(found[-1])
     return tuple(found)
-
-
-def _apart(one: tuple[int, int], other: tuple[int, int], side: int) -> int:
-    """Squared distance where opposite edges of a cell meet."""
-    steps = (abs(a - b) for a, b in zip(one, other, strict=True))
-    return sum(min(step, side - step) ** 2 for step in steps)
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,7 +97,7 @@ class Place:
         Args:
             step: >= 0, or -1 for the top left.
         """
-        return cls.by(lambda factor: order(factor)[step % factor**2] if step >= 0 else (0, 0))
+        return cls.by(lambda factor: place_at(factor, step) if step >= 0 else (0, 0))
 
     @classmethod
     def by(cls, place: Callable[[int], tuple[int, int]]) -> Place:
