@@ -340,6 +340,24 @@ def test_doctor_sees_a_broken_patch(monkeypatch):
     assert said.count("FAIL") == 2
 
 
+def test_doctor_without_diffusers_still_says_what_is_installed(monkeypatch):
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    said, lines = run("doctor", code=2)
+    assert "torch" in said
+    assert lines == [
+        "error: this needs an extra: pip install 'tokendown[cli]' (diffusers is missing)"
+    ]
+
+
+def test_packages_that_do_not_go_together(monkeypatch, tmp_path):
+    (tmp_path / "diffusers.py").write_text("raise ImportError('peft>=0.17.0 is required.')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "diffusers")
+    said, lines = run("doctor", code=2)
+    assert "peft" in said
+    assert "cannot be imported: peft>=0.17.0 is required; pip install -U" in lines[-1]
+
+
 def test_version_and_help():
     assert run("--version")[0].startswith("tokendown ")
     for command in ("generate", "summary", "doctor"):

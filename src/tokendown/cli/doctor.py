@@ -14,36 +14,39 @@ from .output import FAILED, loading, out, politely, print_json
 def doctor(as_json: opt.Json = False) -> None:
     """Say what is installed and which attention backends work here, and check the patch."""
     with politely(as_json):
+        installed, devices = checks.installed(), checks.devices()
+        if not as_json:  # first, as it may explain why the rest fails
+            _print_table("installed", {name: found or "-" for name, found in installed.items()})
+            _print_lines("devices", devices)
         with loading("diffusers"):
             need_diffusers()
-            installed, devices = checks.installed(), checks.devices()
             backends = checks.backends()
             results = checks.self_check()
         if as_json:
             record = {"installed": installed, "devices": devices, "backends": backends}
             print_json({**record, "self_check": results})
         else:
-            _print(installed, devices, backends)
-            console = out()
-            console.print("\nself-check")
-            for check, passed in results.items():
-                console.print(f"  {'pass' if passed else 'FAIL'}  {check}")
+            _print_table("attention backends", backends)
+            _print_lines(
+                "self-check",
+                [f"{'pass' if passed else 'FAIL'}  {check}" for check, passed in results.items()],
+            )
     if not all(results.values()):
         raise typer.Exit(FAILED)
 
 
-def _print(installed: dict[str, str | None], devices: list[str], backends: dict[str, str]) -> None:
+def _print_table(title: str, rows: dict[str, str]) -> None:
+    table = Table(title=title, show_header=False, title_justify="left")
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, text in rows.items():
+        table.add_row(name, text, style="green" if text == "works" else None)
+    out().print(table)
+
+
+def _print_lines(title: str, lines: list[str]) -> None:
     console = out()
-    for title, rows in (
-        ("installed", {name: found or "-" for name, found in installed.items()}),
-        ("attention backends", backends),
-    ):
-        table = Table(title=title, show_header=False, title_justify="left")
-        table.add_column(no_wrap=True)
-        table.add_column(overflow="fold")
-        for name, text in rows.items():
-            table.add_row(name, text, style="green" if text == "works" else None)
-        console.print(table)
-    console.print("devices")
-    for line in devices:
+    console.print(title)
+    for line in lines:
         console.print(f"  {line}", markup=False)
+    console.print()

@@ -91,12 +91,22 @@ def first_line(error: BaseException) -> str:
 
 
 def need_diffusers() -> None:
+    """Imports diffusers and transformers, which the library itself does without.
+
+    Raises:
+        LoadError: one is missing, or what is installed does not go together.
+    """
     try:
         import diffusers  # noqa: F401, whether it is there
         import transformers  # noqa: F401, pipelines need it
+    except ModuleNotFoundError as error:
+        raise LoadError(
+            f"this needs an extra: pip install 'tokendown[cli]' ({error.name} is missing)"
+        ) from error
     except ImportError as error:
         raise LoadError(
-            f"making pictures needs an extra: pip install 'tokendown[cli]' ({error.name} missing)"
+            f"diffusers and transformers cannot be imported: {first_line(error)}; "
+            "pip install -U 'tokendown[cli]' takes versions that go together"
         ) from error
 
 
