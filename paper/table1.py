@@ -31,7 +31,6 @@ from tokendown import generate as gen
 from tokendown import quality, sheets
 from tokendown._errors import NothingPatchedError
 from tokendown.methods import Method, parse_method
-from tokendown.models import builtin
 from tokendown.models.loading import fingerprint
 from tokendown.summary import Summary
 
@@ -246,10 +245,8 @@ def main() -> None:
 def about(record: dict[str, Any]) -> str:
     """Where the numbers come from, and the table."""
     made = record["environment"]
-    random = record["model"] == builtin.NAME and builtin.trained_folder() is None
-    note = f" **{builtin.RANDOM_WARNING}**." if random else ""
     text = (
-        f"Model: {record['model']}.{note} Guidance {record['guidance']}; distances to the dense "
+        f"Model: {record['model']}. Guidance {record['guidance']}; distances to the dense "
         "picture of the same steps, median (lowest to highest picture). "
         f"{record['dtype']} on {record['device']}, {made.get('device', made['cpu'])}, "
         f"torch {made['torch']}, commit {str(made['commit'])[:12]}."

@@ -14,7 +14,7 @@ from tokendown import TunedPlan, apply_patch, pictures, summary
 from tokendown.bench.methods import without_attention
 from tokendown.models import builtin
 
-FOLDER = builtin.trained_folder()
+FOLDER = builtin.FOLDER
 PROMPT = "red apple on a blue background"
 
 
@@ -40,6 +40,12 @@ def test_files():
         with safe_open(path, "pt") as weights:
             kinds = {weights.get_slice(name).get_dtype() for name in weights.keys()}  # noqa: SIM118
         assert kinds <= {"F16", "I64"}, path
+
+
+def test_text_weights_have_the_names_of_every_transformers():
+    """Releases before 5 know them below ``text_model`` only, and start others at random."""
+    with safe_open(FOLDER / "text_encoder" / "model.safetensors", "pt") as weights:
+        assert all(name.startswith("text_model.") for name in weights.keys())  # noqa: SIM118
 
 
 def test_self_attention_sees_as_many_tokens_as_that_of_stable_diffusion(pipe):

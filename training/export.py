@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 from diffusers import StableDiffusionPipeline
+from safetensors.torch import load_file, save_file
 
 from .autoencoder import load_trained
 from .captions import COLOURS
@@ -42,6 +43,7 @@ def export(config: Config, target: Path) -> int:
         shutil.rmtree(part)
     pipeline.save_pretrained(target)
     tokenizer.backend_tokenizer.model.save(str(target / "tokenizer"))  # for transformers 4
+    _name_for_every_transformers(target / "text_encoder" / "model.safetensors")
     _load_as_float32(target / "text_encoder" / "config.json")
     (target / "README.md").write_text(card(config, step), encoding="utf-8")
     size = sum(f.stat().st_size for f in target.rglob("*") if f.is_file())
@@ -109,6 +111,12 @@ def _value(value: float | dict[str, float]) -> str:
     if not isinstance(value, dict):
         return str(value)
     return f"{value['median']} (tenth {value['p10']}, nine tenths {value['p90']})"
+
+
+def _name_for_every_transformers(path: Path) -> None:
+    """transformers 5 saves names without ``text_model``, which 4 would silently not load."""
+    weights = {f"text_model.{k.removeprefix('text_model.')}": v for k, v in load_file(path).items()}
+    save_file(weights, path, metadata={"format": "pt"})
 
 
 def _load_as_float32(config: Path) -> None:

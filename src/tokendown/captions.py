@@ -21,11 +21,6 @@ class Cell:
     foot: list[str]
 
 
-def with_strip(image: Image.Image, text: str) -> Image.Image:
-    """The picture with a strip of text under it."""
-    return _stack([image.convert("RGB"), _strip(image.width, [text])])
-
-
 def side_by_side(
     left: tuple[Image.Image, str], right: tuple[Image.Image, str], foot: list[str]
 ) -> Image.Image:

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .models import builtin
 from .models.sources import first_line, pick_device
 from .patch import apply_patch, remove_patch
 
@@ -94,7 +93,7 @@ def self_check() -> dict[str, bool]:
     """
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
-        unet = builtin.random_unet().eval()
+        unet = _tiny_unet().eval()
         for block in _blocks(unet):  # sharp attention, so that a wrong key shows
             block.attn1.to_q.weight.mul_(4)
             block.attn1.to_k.weight.mul_(4)
@@ -116,6 +115,20 @@ def self_check() -> dict[str, bool]:
         ),
         "removing it restores the output bit for bit": torch.equal(dense, restored),
     }
+
+
+def _tiny_unet() -> Any:
+    from diffusers import UNet2DConditionModel
+
+    return UNet2DConditionModel(
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=16,
+        attention_head_dim=1,
+        norm_num_groups=4,
+    )
 
 
 def _blocks(unet: Any) -> list[Any]:

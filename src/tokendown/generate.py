@@ -85,7 +85,7 @@ def open_pipeline(request: Request) -> tuple[Any, Request]:
     known = call_parameters(pipe)
     steps, guidance = request.steps, request.guidance
     if steps is None and request.model == builtin.NAME:
-        steps = builtin.STEPS if builtin.trained_folder() else builtin.RANDOM_STEPS
+        steps = builtin.STEPS
     if steps is None:
         steps = known["num_inference_steps"].default
     if guidance is None and request.model == builtin.NAME:

@@ -16,9 +16,8 @@ from ..analyze import analyze as analyse
 from ..analyze.analysis import ANCHORS, FACTORS, QUERIES
 from ..analyze.prompts import pick_prompts
 from ..analyze.report import report, similarity_map
-from ..models import builtin
 from . import options as opt
-from .output import loading, out, politely, print_json, save_texts, steps_bar, warn
+from .output import loading, out, politely, print_json, save_texts, steps_bar
 
 Prompts = Annotated[list[str] | None, typer.Argument(help="What to show. Default: a fixed few.")]
 PromptFile = Annotated[Path | None, typer.Option("--prompts", help="A file, one prompt a line.")]
@@ -86,8 +85,6 @@ def open_for_study(given: Mapping[str, Any], quick: bool) -> tuple[Any, gen.Requ
     request = gen.Request(width=width, height=height, config=None, **changes)
     with loading(request.model):
         pipe, request = gen.open_pipeline(request)
-    if builtin.is_random(request.model):
-        warn(builtin.RANDOM_WARNING)
     return pipe, request
 
 

@@ -12,12 +12,11 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from .. import captions, pictures, quality, sheets
 from .. import generate as gen
+from .. import pictures, quality, sheets
 from .._errors import ConfigError, TokendownError
 from ..analyze.prompts import read_prompts
 from ..methods import DENSE, Method, parse_method
-from ..models import builtin
 from ..summary import Summary
 from . import options as opt
 from .output import end_with, loading, out, politely, print_json, steps_bar, warn
@@ -167,7 +166,7 @@ def read_requests(given: Mapping[str, Any], prompts: Sequence[str]) -> list[gen.
 
 def remarks(request: gen.Request, plans: Mapping[Method, Summary | None]) -> list[str]:
     """What the user should know before waiting."""
-    notes = [builtin.RANDOM_WARNING] if builtin.is_random(request.model) else []
+    notes = []
     for method, plan in plans.items():
         if method.config is None or plan is None:
             continue
@@ -198,13 +197,10 @@ def _save(drawn: _Drawn, folder: Path, limit: int, keep: bool) -> list[Path]:
     if keep:
         for number, row in enumerate(rows):
             for index, (method, picture) in enumerate(row.pictures.items()):
-                image = picture.image
-                if builtin.is_random(first.model):
-                    image = captions.with_strip(image, "random weights")
                 name = pictures.stem_for(method.name, row.request.seed)  # may be cut short
                 suffix = f"-{number}-{index}-{name}"
                 described = {**gen.describe(pipe, picture), "method": method.to_dict()}
-                parts[suffix] = (image, described)
+                parts[suffix] = (picture.image, described)
     return pictures.save(folder, "compare", parts, record)
 
 

@@ -20,7 +20,7 @@ from .output import out
 
 
 def save_comparison(
-    pipe: Any, folder: Path, result: gen.Comparison, finish: Any, film: Mapping[str, Any]
+    pipe: Any, folder: Path, result: gen.Comparison, film: Mapping[str, Any]
 ) -> tuple[dict[str, Any], list[Path]]:
     """Measures a comparison and writes its three files.
 
@@ -28,7 +28,6 @@ def save_comparison(
         pipe: that made it.
         folder: where to.
         result: what was made.
-        finish: what is done to a picture before it is saved, Image to Image.
         film: ``fps`` and ``kind`` of :func:`tokendown.pictures.save`.
 
     Returns:
@@ -36,7 +35,7 @@ def save_comparison(
     """
     numbers = measure(result)
     settings = [gen.describe(pipe, picture) for picture in (result.dense, result.patched)]
-    frames = [[finish(frame) for frame in each.frames] for each in (result.dense, result.patched)]
+    frames = [each.frames for each in (result.dense, result.patched)]
     names = (
         f"dense: {result.dense.seconds:.1f} s",
         f"{_patch_name(result)}: {result.patched.seconds:.1f} s",

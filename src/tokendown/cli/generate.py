@@ -11,13 +11,11 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from PIL import Image
 
-from .. import captions, pictures, videos
 from .. import generate as gen
+from .. import pictures, videos
 from .._errors import ConfigError
 from ..bench.machine import busy
-from ..models import builtin
 from ..models.loading import fingerprint
 from ..models.sources import versions
 from ..tuned import TunedPlan
@@ -206,8 +204,6 @@ def parse_parameters(texts: list[str] | None) -> dict[str, Any]:
 def remarks(pipe: Any, request: gen.Request, recorded: Any, plan: Any) -> list[str]:
     """What the user should know before waiting."""
     notes = []
-    if builtin.is_random(request.model):
-        notes.append(builtin.RANDOM_WARNING)
     if plan is not None and not plan.changes_anything:
         notes.append(
             f"the patch changes nothing at {request.width}x{request.height}; try a larger --size, "
@@ -250,7 +246,6 @@ class _Job:
         self.folder = folder
         self.as_json = as_json
         self.record: dict[str, Any] = {"request": request.to_dict(), "notes": notes, "images": []}
-        self.random = builtin.is_random(request.model)
         self.film: dict[str, Any] = {"fps": request.fps, "kind": kind}
 
     def make(self, request: gen.Request, label: str, plan: Any) -> None:
@@ -258,8 +253,8 @@ class _Job:
             picture = gen.make_picture(self.pipe, request, advance)
         stem = pictures.stem_for(request.prompt, request.seed)
         settings = gen.describe(self.pipe, picture)
-        frames = [self.finish(frame) for frame in picture.frames]
-        [path] = pictures.save(self.folder, stem, {"": (frames, settings)}, **self.film)
+        parts = {"": (picture.frames, settings)}
+        [path] = pictures.save(self.folder, stem, parts, **self.film)
         self.note(picture)
         entry = {
             "path": str(path),
@@ -277,7 +272,7 @@ class _Job:
     def compare(self, request: gen.Request, label: str, plan: Any) -> None:
         with steps_bar(f"{label}, dense and patched") as advance:
             result = gen.compare(self.pipe, request, advance, plan)
-        numbers, files = save_comparison(self.pipe, self.folder, result, self.finish, self.film)
+        numbers, files = save_comparison(self.pipe, self.folder, result, self.film)
         self.note(result.patched)
         names = dict(zip(("dense", "patched", "side_by_side"), map(str, files), strict=True))
         self.record["images"].append({**numbers, "paths": names})
@@ -285,9 +280,6 @@ class _Job:
             print_comparison(result, numbers)
             for path in files:
                 out().print(str(path), markup=False, soft_wrap=True)
-
-    def finish(self, image: Image.Image) -> Image.Image:
-        return captions.with_strip(image, "random weights") if self.random else image
 
     def note(self, picture: gen.Picture) -> None:
         if picture.note:

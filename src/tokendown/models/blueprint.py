@@ -29,11 +29,7 @@ def load_skeleton(model: str = builtin.NAME) -> tuple[Any, int | None]:
         LoadError: no such configuration.
     """
     need_diffusers()
-    folder = builtin.trained_folder()
-    if model == builtin.NAME and folder is None:
-        pipe = builtin.random_pipeline()
-        return pipe.unet, pipe.vae_scale_factor
-    source = str(folder) if model == builtin.NAME else model
+    source = builtin.source_of(model)
     kind = kind_of(source)
     if kind == "file":
         raise LoadError(f"{model} is a single file; give the folder or Hub id it was made from")
@@ -53,9 +49,8 @@ def frame_scale(model: str) -> int | None:
     Args:
         model: as for :func:`load_skeleton`.
     """
-    if model == builtin.NAME:
-        return None
-    return _vae_scales(_config(model, kind_of(model), "vae"))[1]
+    source = builtin.source_of(model)
+    return _vae_scales(_config(source, kind_of(source), "vae"))[1]
 
 
 def _spatial_scale(source: str, kind: str) -> int | None:

@@ -75,10 +75,7 @@ def fingerprint(pipe: Any) -> str:
 def _open(model: str, dtype: torch.dtype, base: str | None) -> Any:
     from diffusers import DiffusionPipeline
 
-    folder = builtin.trained_folder()
-    if model == builtin.NAME and folder is None:
-        return builtin.random_pipeline(dtype)
-    source = str(folder) if model == builtin.NAME else model
+    source = builtin.source_of(model)
     kind = kind_of(source)
     source = source if kind == "hub" else str(Path(source).expanduser())
     if kind == "file":
