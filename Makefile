@@ -4,7 +4,7 @@ BIN := .venv/bin
 # Two workers with one thread each beat one worker with two threads on tiny models.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
-.PHONY: setup test check demo paper train-gpu bench bench-gpu table clean
+.PHONY: setup test test-oldest check demo paper train-gpu bench bench-gpu table clean
 
 setup: .venv/.done
 
@@ -23,6 +23,13 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The tests again with the lowest versions that pyproject.toml declares; what came later is skipped.
+test-oldest: setup
+	$(PYTHON) -m venv .venv-oldest
+	grep -oE '"[A-Za-z-]+>=[0-9.]+"' pyproject.toml | tr -d '"' | sed 's/>=/==/' > .venv-oldest/lowest.txt
+	.venv-oldest/bin/pip install --quiet --disable-pip-version-check --constraint .venv-oldest/lowest.txt --editable '.[dev]'
+	OMP_NUM_THREADS=1 .venv-oldest/bin/python -m pytest -n 2
 
 # A draft at the size that the model was trained at, then enlarged and refined: dense, and with fewer keys.
 DEMO := $(BIN)/tokendown generate "castle on a yellow background" --seed 1
@@ -69,4 +76,4 @@ table: setup
 	$(BIN)/python scripts/compat_table.py
 
 clean:
-	rm -rf .venv .cache out
+	rm -rf .venv .venv-oldest .cache out

@@ -24,6 +24,7 @@ from torch import Tensor
 import joint_reference
 import tiny
 import tiny_transformers
+from older import later
 from tokendown import PatchConfig, apply_patch, summary
 
 STEPS = 2
@@ -168,6 +169,7 @@ def ltx_vae() -> Any:
 
 def ltx2(kind: str, model: str = "ltx2", **settings: Any) -> Any:
     """32 pixels a latent pixel, eight frames a latent frame; two channels of sound, 8 mel bins."""
+    later("LTX-2 connectors with these parts")
     text = {"num_attention_heads": 2, "attention_head_dim": 4, "num_layers": 1,
             "num_learnable_registers": None}  # fmt: skip
     parts: dict[str, Callable[[], Any]] = {

@@ -21,6 +21,7 @@ import test_joint
 import tiny
 import tiny_transformers
 from device import moved
+from older import needs_compiler
 from tokendown import ConfigError, PatchConfig, apply_patch, jitter
 from tokendown.adapters.families import installed_plan
 from tokendown.jitter import Place, order
@@ -206,6 +207,7 @@ def test_steps_may_be_told_in_and_out_of_inference_mode():
         tiny.flatten(unet.requires_grad_()(**tiny.inputs(unet, *size))).sum().backward()
 
 
+@needs_compiler
 @torch.no_grad()
 def test_a_compiled_model_needs_one_graph_for_all_places():
     torch._dynamo.reset()

@@ -12,6 +12,7 @@ from torch import nn
 
 import tiny
 import tiny_transformers
+from older import OLDER
 from tokendown import (
     Adapter,
     Blocks,
@@ -57,11 +58,12 @@ def supported(kind: type) -> bool:
 
 def test_every_class_of_diffusers_is_supported_or_refused():
     found = denoisers()
-    assert len(found) > 90
+    assert len(found) > (70 if OLDER else 90)
     for name, kind in found.items():
         assert supported(kind) != (name in REFUSED), name
-    assert set(REFUSED) <= set(found), "a refused class is gone"
-    assert set(ADAPTERS) <= set(found), "a supported class is gone"
+    if not OLDER:
+        assert set(REFUSED) <= set(found), "a refused class is gone"
+        assert set(ADAPTERS) <= set(found), "a supported class is gone"
 
 
 def test_every_adapter_is_tested():
@@ -107,6 +109,8 @@ def test_the_reason_is_said(name, reason):
 def test_reasons_have_evidence_in_the_source(name, part, evidence):
     """A reason that is no longer true should not be told."""
     assert part in REFUSED[name]
+    if OLDER and name not in denoisers():
+        pytest.skip(f"no {name} yet")
     source = inspect.getsource(sys.modules[denoisers()[name].__module__])
     assert evidence in source
     if part == "no to_k":

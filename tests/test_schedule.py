@@ -16,6 +16,7 @@ import joint_pipelines
 import joint_variants
 import tiny
 import tiny_pipelines
+from older import needs_compiler
 from tokendown import ConfigError, apply_patch, remove_patch
 
 SCHEDULERS = [
@@ -238,6 +239,7 @@ def test_an_exchanged_scheduler_moves_the_kept_tokens(tmp_path):
         assert not torch.equal(tiny.image_of(pipe, steps=4, **call), got)
 
 
+@needs_compiler
 def test_an_exchanged_scheduler_of_a_compiled_model_is_followed(tmp_path):
     pipe, call = text_to_image(tmp_path)
     euler = tiny.scheduler("EulerDiscreteScheduler")

@@ -14,6 +14,7 @@ from torch._dynamo.testing import CompileCounter
 
 import reference
 import tiny
+from older import needs_compiler
 from tokendown import (
     ConfigError,
     LayerChoice,
@@ -158,6 +159,7 @@ def test_without_a_scheduler_progress_is_told_or_asked_for():
     assert keys.calls == [windows_at(step, 4) for step in range(4)]
 
 
+@needs_compiler
 @torch.no_grad()
 def test_a_compiled_model_has_one_graph_for_each_state_of_the_windows():
     torch._dynamo.reset()

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import tiny
+from older import later
 from transformer_inputs import FRAMES, INPUTS, SOUND, TEXT, inputs, position_ids
 
 __all__ = ["FRAMES", "INPUTS", "SOUND", "TEXT", "inputs", "position_ids", "run"]
@@ -281,8 +282,9 @@ def hunyuan_dit(seed: int = 0) -> diffusers.HunyuanDiT2DModel:
 
 def z_image(seed: int = 0) -> diffusers.ZImageTransformer2DModel:
     """Image and caption in one stream, each filled up to a multiple of 32 tokens."""
-    return _build(
-        lambda: diffusers.ZImageTransformer2DModel(
+
+    def make() -> diffusers.ZImageTransformer2DModel:
+        model = diffusers.ZImageTransformer2DModel(
             in_channels=4,
             dim=DIM,
             n_layers=2,
@@ -292,9 +294,12 @@ def z_image(seed: int = 0) -> diffusers.ZImageTransformer2DModel:
             cap_feat_dim=8,
             axes_dims=[2, 2, 4],
             axes_lens=[128, 64, 64],
-        ),
-        seed,
-    )
+        )
+        for token in (model.x_pad_token, model.cap_pad_token):
+            nn.init.zeros_(token)  # older releases leave them as memory was
+        return model
+
+    return _build(make, seed)
 
 
 def ltx(seed: int = 0) -> diffusers.LTXVideoTransformer3DModel:
@@ -334,6 +339,7 @@ def ltx2(seed: int = 0, **options: Any) -> diffusers.LTX2VideoTransformer3DModel
 
 def ltx23(seed: int = 0) -> diffusers.LTX2VideoTransformer3DModel:
     """As in LTX-2.3: every head has a table of its own and a gate; masked, and can be perturbed."""
+    later("LTX-2.3")
     return ltx2(
         seed,
         rope_type="split",

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from older import OLDER
+
 TEXT = 5
 FRAMES = 3
 SOUND = 7  # latent frames of it
@@ -209,7 +211,7 @@ def _ltx(model: Any, noise: Noise, height: int, width: int, batch: int) -> dict[
 
 def _ltx2(model: Any, noise: Noise, height: int, width: int, batch: int) -> dict[str, Any]:
     config = model.config
-    raw = config.use_prompt_embeddings
+    raw = config.get("use_prompt_embeddings", True)
     return {
         "hidden_states": noise(batch, FRAMES * height * width, 4),
         "audio_hidden_states": noise(batch, SOUND, 4),
@@ -218,7 +220,7 @@ def _ltx2(model: Any, noise: Noise, height: int, width: int, batch: int) -> dict
         "encoder_attention_mask": padded_text(batch),
         "audio_encoder_attention_mask": padded_text(batch),
         "timestep": torch.full((batch,), 500),
-        "sigma": torch.full((batch,), 500),
+        **({} if OLDER else {"sigma": torch.full((batch,), 500)}),
         "num_frames": FRAMES,
         "height": height,
         "width": width,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from tests import tiny
+from tests.older import needs_compiler
 from torch._dynamo.testing import CompileCounter
 
 from tokendown import apply_patch, is_patched, remove_patch, summary
@@ -12,6 +13,7 @@ from tokendown import apply_patch, is_patched, remove_patch, summary
 from .builders import one_level_unet
 from .checks import ANCHORS, LATENT, oracle
 
+pytestmark = needs_compiler
 PATCH = {"factor": 2, "anchors": ANCHORS}
 
 

@@ -11,8 +11,10 @@ from torch._dynamo.testing import CompileCounter
 import joint_pipelines
 import tiny
 import tiny_transformers
+from older import needs_compiler
 from tokendown import ConfigError, apply_patch, remove_patch
 
+pytestmark = needs_compiler
 SIZE = (6, 8)
 PATCH = {"factor": 2, "anchors": 3}
 KINDS = [

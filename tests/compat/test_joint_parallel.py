@@ -9,9 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.older import needs_pinned
 
 from .context_parallel import ANCHORS, RUNS, SIZE, TEXT
 
+pytestmark = needs_pinned("it shares out even lengths only")
 WORKER = Path(__file__).with_name("context_parallel.py")
 
 # A layer's exchanges: Ulysses sends queries, keys, values and results one by one; a ring keys and

@@ -15,6 +15,7 @@ from accelerate.hooks import remove_hook_from_module
 from diffusers import PyramidAttentionBroadcastConfig
 from diffusers.hooks import HookRegistry
 from tests import tiny
+from tests.older import needs_pinned
 
 from tokendown import apply_patch, remove_patch
 
@@ -73,6 +74,7 @@ def without_group_offload(model) -> None:
 
 
 @pytest.mark.compat("enable_group_offload", note="leaf and block level, to memory and to disk")
+@needs_pinned("its group offload asks for an accelerator")
 @pytest.mark.parametrize("where", ["memory", "disk"])
 @pytest.mark.parametrize("level", ["leaf_level", "block_level"])
 def test_group_offload(level, where, tmp_path):
@@ -92,6 +94,7 @@ def test_group_offload(level, where, tmp_path):
 
 
 @pytest.mark.compat("enable_group_offload of a whole pipeline", note="leaf level")
+@needs_pinned("its group offload asks for an accelerator")
 def test_group_offload_of_a_pipeline(tokenizer_folder):
     pipe = tiny.sd_pipeline(tokenizer_folder, unet=tiny.shallow_unet())
 

@@ -20,7 +20,10 @@ from . import options as opt
 from .output import loading, out, politely, print_json, save_texts, steps_bar
 
 Prompts = Annotated[list[str] | None, typer.Argument(help="What to show. Default: a fixed few.")]
-PromptFile = Annotated[Path | None, typer.Option("--prompts", help="A file, one prompt a line.")]
+PromptFile = Annotated[
+    Path | None,  # and a path in ctx.params, which older typer leaves as text
+    typer.Option("--prompts", path_type=Path, help="A file, one prompt a line."),
+]
 Factors = Annotated[str | None, typer.Option(metavar="N,...", help="Candidate factors.")]
 AnchorCounts = Annotated[
     str | None, typer.Option("--anchors", metavar="N,...", help="Candidate numbers of anchors.")

@@ -148,7 +148,7 @@ def _ltx2(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, Any]:
     steps = config.audio_sampling_rate / (config.audio_hop_length * config.audio_scale_factor)
     sound = round(((frames - 1) * config.vae_scale_factors[0] + 1) / LTX2_RATE * steps)
     texts = (config.cross_attention_dim, config.audio_cross_attention_dim)
-    if config.use_prompt_embeddings:
+    if config.get("use_prompt_embeddings", True):  # before LTX-2.3 it was not asked
         texts = (config.caption_channels, config.caption_channels)
     return {
         "hidden_states": zeros(tokens, config.in_channels),
