@@ -507,12 +507,12 @@ def test_analyze_and_tune_and_generate(folder, tmp_path):
     assert json.loads((tmp_path / "a" / "analysis.json").read_text())["prompts"] == ["a cat"]
     (tmp_path / "prompts.txt").write_text("a cat\n\na dog\n")
     out = tmp_path / "p"
-    words = (*words, "--prompts", tmp_path / "prompts.txt", "--quick", "--measure")
+    words = (*words, "--prompts", tmp_path / "prompts.txt", "--quick")
     said, _ = run("tune", *words, "--speedup", 1.01, "--out", out, "--json")
     record = json.loads(said)
     assert record["plan"]["made"]["prompts"] == ["a cat"]
     assert record["plan"]["made"]["held_out"] == ["a dog"]
-    assert record["plan"]["made"]["cost"] == "seconds"
+    assert record["plan"]["made"]["cost"] == "FLOPs"
     kept = json.loads((out / "tuning.json").read_text())
     assert kept["held_out"] == ["a dog"]
     assert {"weights", "hardware", "versions", "commit"} <= kept.keys() & record.keys()
@@ -525,6 +525,14 @@ def test_analyze_and_tune_and_generate(folder, tmp_path):
     run(*words, "--plan", out / "plan.json")
     run(*words, "--dense")
     assert (pixels(out / "a-dog-0.png") != pixels(out / "a-dog-0-2.png")).any()
+
+
+def test_tune_by_seconds(folder, tmp_path):
+    """At any error there is a plan, whatever this machine is busy with."""
+    words = ("--model", folder, "--size", "56x40", "--steps", 2, "--factors", 2, "--anchors", 0)
+    words = (*words, "--quick", "--measure", "--error", 1e9, "--out", tmp_path, "--json")
+    record = json.loads(run("tune", "a cat", "a dog", "a cow", *words)[0])
+    assert record["plan"]["made"]["cost"] == "seconds"
 
 
 def test_wrong_input_is_one_line(folder, tmp_path):
