@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 from tests import tiny, tiny_transformers
+from tests.older import needs_compiler
 from typer.testing import CliRunner
 
 from tokendown import BenchError, ConfigError
@@ -305,6 +306,7 @@ def test_a_few_blocks_are_timed_and_the_rest_is_calculated(tmp_path):
     ]
 
 
+@needs_compiler
 def test_a_shape_with_text_in_its_sequence(tmp_path, monkeypatch):
     model = tiny_transformers.flux()
     shape = shapes.Shape(
