@@ -16,13 +16,20 @@ from pathlib import Path
 import pytest
 
 TESTS = Path(__file__).parent
-RELEASE = tuple(int(part) for part in metadata.version("diffusers").split(".")[:2])
+
+
+def release(package: str) -> tuple[int, ...]:
+    """Major and minor version of what is installed."""
+    return tuple(int(part) for part in metadata.version(package).split(".")[:2])
+
+
+RELEASE = release("diffusers")
 WRITTEN_FOR = (0, 42)
 OLDER = RELEASE < WRITTEN_FOR
 
 # Dynamo of 2.6 does not take hooks that hold objects of ours; 2.11 was tried on a card.
 needs_compiler = pytest.mark.skipif(
-    tuple(int(part) for part in metadata.version("torch").split(".")[:2]) < (2, 11),
+    release("torch") < (2, 11),
     reason="graphs are tested with torch 2.11 and newer",
 )
 

@@ -26,7 +26,7 @@ class Grid:
 
     def __post_init__(self) -> None:
         for side in (self.height, self.width):
-            if isinstance(side, (float, str, list, tuple, NoneType)) or side < 1:
+            if isinstance(side, float | str | list | tuple | NoneType) or side < 1:
                 raise GridError(
                     f"expected sides of at least 1 token, got {self.height} x {self.width}"
                 )

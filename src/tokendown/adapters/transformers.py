@@ -47,8 +47,7 @@ class ShapeReader:
         return {**self.__dict__, "_last": []}
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        names = self.names[: len(args)]  # dynamo before 2.7 zips equal lengths only
-        arguments = {**dict(zip(names, args, strict=False)), **kwargs}
+        arguments = {**dict(zip(self.names, args, strict=False)), **kwargs}
         grid = self.adapter.source(arguments)
         if isinstance(grid, IdGrid):
             self._from_values(grid, grid.given(arguments))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 import torch
@@ -43,10 +42,7 @@ def denoiser_inputs(
     for base in type(model).__mro__:
         if base.__name__ in _INPUTS:
             make = Zeros(batch, torch.device(device), dtype, frames)
-            inputs = _INPUTS[base.__name__](model.config, make, height, width)
-            # An older diffusers takes fewer.
-            known = inspect.signature(type(model).forward).parameters
-            return {name: value for name, value in inputs.items() if name in known}
+            return _INPUTS[base.__name__](model.config, make, height, width)
     raise UnsupportedModelError(f"no example inputs are known for {type(model).__name__}")
 
 

@@ -148,9 +148,9 @@ def _ltx2(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, Any]:
     steps = config.audio_sampling_rate / (config.audio_hop_length * config.audio_scale_factor)
     sound = round(((frames - 1) * config.vae_scale_factors[0] + 1) / LTX2_RATE * steps)
     texts = (config.cross_attention_dim, config.audio_cross_attention_dim)
-    if config.get("use_prompt_embeddings", True):  # before LTX-2.3 it was not asked
+    if config.get("use_prompt_embeddings", True):
         texts = (config.caption_channels, config.caption_channels)
-    return {
+    inputs = {
         "hidden_states": zeros(tokens, config.in_channels),
         "audio_hidden_states": zeros(
             -(-sound // config.audio_patch_size_t), config.audio_in_channels
@@ -158,7 +158,6 @@ def _ltx2(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, Any]:
         "encoder_hidden_states": zeros(LTX2_TOKENS, texts[0]),
         "audio_encoder_hidden_states": zeros(LTX2_TOKENS, texts[1]),
         "timestep": zeros(),
-        "sigma": zeros(),
         "encoder_attention_mask": zeros(LTX2_TOKENS),
         "audio_encoder_attention_mask": zeros(LTX2_TOKENS),
         "num_frames": frames,
@@ -166,6 +165,9 @@ def _ltx2(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, Any]:
         "width": width,
         "audio_num_frames": sound,
     }
+    if "use_prompt_embeddings" in config:  # a diffusers that knows LTX-2.3
+        inputs["sigma"] = zeros()
+    return inputs
 
 
 def _cogvideox(config: Any, zeros: Zeros, height: int, width: int) -> dict[str, Any]:
