@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from paper import builtin_table, ceilings, choices, levels, pictures, report, table1
+from paper import builtin_table, ceilings, choices, levels, pairs, pictures, report, table1
 from paper.terrain import Site
 
 import tiny
@@ -52,6 +52,30 @@ def test_script(script):
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.strip()
     assert files() == before
+
+
+def test_methods_are_compared_picture_by_picture():
+    """By hand: gains of 1, 3 and -1 dB have a mean of 1 and a standard error of 2 / sqrt(3)."""
+    rows = [
+        {"methods": {"dense": {}, "paper": {"psnr_db": 30, "mse": 1e-3},
+                     "auto": {"psnr_db": 30 + gain, "mse": mse}}}
+        for gain, mse in ((1, 1e-4), (3, 2e-4), (-1, 9e-4))
+    ]  # fmt: skip
+    methods = [
+        {"name": name, "predicted_speedup": speedup}
+        for name, speedup in (("dense", None), ("auto", 2.5), ("paper", 2.0))
+    ]
+    split = [{"rows": rows[:1], "methods": methods}, {"rows": rows[1:], "methods": methods}]
+    assert pairs.table(split).splitlines()[2:] == [
+        "| paper | 2.00 |  |  | 1.0e-03 | 1.0e-03 |",
+        "| auto | 2.50 | 2 of 3 | 1.0 (1.2) | 2.0e-04 | 4.0e-04 |",
+    ]
+
+
+def test_the_log_shows_what_the_records_say():
+    files = ("compare-512-20.json", "compare-512-20-more.json")
+    records = [json.loads((ROOT / "paper" / "results" / name).read_text()) for name in files]
+    assert pairs.table(records) in (ROOT / "paper" / "LOG.md").read_text()
 
 
 def test_levels_are_those_of_the_model(tmp_path):
